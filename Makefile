@@ -1,0 +1,60 @@
+# `make demo` and `make test` do everything, set-up included, on a machine with Python and gcc.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench-layers clean
+
+PYTHON ?= python3
+# For the CPU build of torch, say: make test TORCH="torch==2.13.0 --index-url <where it is>"
+TORCH ?= torch==2.13.0
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+# A strict editable install links each file by name, so a new or renamed file needs a new install:
+# the directories' times tell.
+FOLDERS := tvm_pivot tvm_pivot/demo relay_passes schedules
+INSTALL := $(BIN)/python -m pip install --quiet --config-settings editable_mode=strict --editable
+
+help:
+	@echo "make demo          compile the shipped pruned network, check and time it"
+	@echo "make test          run the tests"
+	@echo "make lint          ruff and mypy"
+	@echo "make bench-layers  time single layers, sparse against dense"
+	@echo "make clean         remove the environment, builds and caches"
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m tvm_pivot.demo
+
+# One thread for NumPy, two for the networks under test: workers run side by side.
+test: $(VENV)/.dev
+	OMP_NUM_THREADS=1 TVM_NUM_THREADS=2 $(BIN)/python -m pytest -n $(WORKERS) --durations=10
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	# From elsewhere: beside the sources mypy would miss the folders that are mapped into the package.
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p tvm_pivot
+
+bench-layers: $(VENV)/.dev
+	$(BIN)/python benchmarks/layers.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo: pyproject.toml $(FOLDERS) | $(VENV)/.python
+	$(INSTALL) ".[bench]"
+	touch $@
+
+# torch goes first and by itself, so that nothing else decides which build of it is installed.
+$(VENV)/.torch: | $(VENV)/.python
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	touch $@
+
+$(VENV)/.dev: pyproject.toml $(FOLDERS) | $(VENV)/.torch
+	$(INSTALL) ".[dev]"
+	touch $@ $(VENV)/.demo

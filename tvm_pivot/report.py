@@ -1,0 +1,205 @@
+"""What the compiler found in a network and what it did about it: one line per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from . import schema
+
+_NAME_WIDTH = 28
+_LINE_WIDTH = 116
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One dense or convolution layer.
+
+    Attributes:
+        name: the layer's name in the model.
+        op: ``"dense"``, ``"conv2d"``, ...
+        shape: the weight's shape in the model, e.g. ``(64, 3, 7, 7)``.
+        pattern: where the zeros are: ``"8x1 blocks"``, ``"unstructured"``, ``"dense"``, ``"dead"``.
+        density: kept weights / all weights, 0 to 1.
+        block: the block the kernel uses, ``"8x1"``; empty when the layer runs dense.
+        fill: non-zeros per slot of the kept blocks, 0 to 1; the rest is padding.
+        mode: ``"sparse"`` or ``"dense"``: how the layer runs.
+        reason: why it runs that way, in words a user understands.
+        flops_dense: floating-point operations of the layer with no zero skipped.
+        flops_kept: operations that non-zero weights ask for.
+        kernel: the name of the kernel that runs it; empty when nothing was compiled.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    pattern: str
+    density: float
+    block: str
+    fill: float
+    mode: Literal["sparse", "dense"]
+    reason: str
+    flops_dense: int
+    flops_kept: int
+    kernel: str
+
+    def __post_init__(self) -> None:
+        for field in ("density", "fill"):
+            if not 0.0 <= getattr(self, field) <= 1.0:
+                raise ValueError(f"{field} must lie between 0 and 1, not {getattr(self, field)}")
+        if self.mode not in ("sparse", "dense"):
+            raise ValueError(f"mode must be 'sparse' or 'dense', not {self.mode!r}")
+        if any(extent < 0 for extent in self.shape):
+            raise ValueError(f"shape must not be negative: {self.shape}")
+        if not 0 <= self.flops_kept <= self.flops_dense:
+            raise ValueError(
+                f"flops_kept must lie between 0 and {self.flops_dense}, not {self.flops_kept}"
+            )
+
+
+@dataclass(frozen=True)
+class Report:
+    """All layers of a network, in the order they run. ``print(report)`` shows a table.
+
+    Attributes:
+        layers: one `LayerReport` per dense or convolution layer.
+        target: the name of the target the decisions were made for.
+        notes: remarks on the whole network, e.g. how many dead rows were dropped.
+        compile_seconds: how long compilation took; None when nothing was compiled.
+    """
+
+    layers: tuple[LayerReport, ...]
+    target: str
+    notes: tuple[str, ...] = ()
+    compile_seconds: float | None = None
+
+    @property
+    def density(self) -> float:
+        """Kept weights / all weights over all layers; 1.0 for a network without layers."""
+        weights = sum(prod(layer.shape) for layer in self.layers)
+        kept = sum(layer.density * prod(layer.shape) for layer in self.layers)
+        return kept / weights if weights else 1.0
+
+    @property
+    def flops_dense(self) -> int:
+        """Operations of all layers with no zero skipped."""
+        return sum(layer.flops_dense for layer in self.layers)
+
+    @property
+    def flops_kept(self) -> int:
+        """Operations that the non-zero weights of all layers ask for."""
+        return sum(layer.flops_kept for layer in self.layers)
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """The report as JSON text; `from_json` reads it back to an equal report."""
+        return schema.dumps(self, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Report:
+        """The report `to_json` wrote.
+
+        Raises:
+            ArtifactError: the text is not such JSON; the message names the place.
+        """
+        return schema.loads(cls, text)
+
+    def __str__(self) -> str:
+        lines = _table(self.layers) if self.layers else ["no dense or convolution layers"]
+        lines += ["", *_totals(self)]
+        lines += _dense_reasons(self.layers)
+        lines += [wrapped for note in self.notes for wrapped in _wrap("note: ", note)]
+        return "\n".join(lines)
+
+
+def _table(layers: Iterable[LayerReport]) -> list[str]:
+    head = ("layer", "op", "shape", "pattern", "density", "block", "fill", "runs", "FLOPs kept")
+    rows = [_cells(layer) for layer in layers]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    left = (True, True, False, True, False, False, False, True, False)
+
+    def line(cells: Sequence[str]) -> str:
+        parts = zip(cells, widths, left, strict=True)
+        return "  ".join(c.ljust(w) if le else c.rjust(w) for c, w, le in parts).rstrip()
+
+    return [line(head), "-" * (sum(widths) + 2 * len(widths) - 2), *map(line, rows)]
+
+
+def _cells(layer: LayerReport) -> tuple[str, ...]:
+    sparse = layer.mode == "sparse"
+    return (
+        _shorten(layer.name, _NAME_WIDTH),
+        _shorten(layer.op, 8),
+        "x".join(map(str, layer.shape)),
+        _shorten(layer.pattern, 13),
+        _percent(layer.density),
+        layer.block or "-",
+        # The fill of a layer that runs dense says nothing about how it runs.
+        f"{layer.fill * 100:.0f} %" if sparse else "-",
+        layer.mode,
+        f"{_human(layer.flops_kept)} of {_human(layer.flops_dense)}",
+    )
+
+
+def _totals(report: Report) -> list[str]:
+    sparse = sum(layer.mode == "sparse" for layer in report.layers)
+    kept, dense = report.flops_kept, report.flops_dense
+    share = f" ({_percent(kept / dense)})" if dense else ""
+    total = (
+        f"total: {sparse} of {len(report.layers)} layers sparse, density "
+        f"{_percent(report.density)}, FLOPs kept {_human(kept)} of {_human(dense)}{share}"
+    )
+    seconds = report.compile_seconds
+    state = "not compiled" if seconds is None else f"compiled in {seconds:.1f} s"
+    return [total, f"target: {report.target}, {state}"]
+
+
+def _dense_reasons(layers: Iterable[LayerReport]) -> list[str]:
+    """Layers that run dense, grouped by why: a reason is the same for many layers."""
+    groups: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.mode == "dense" and layer.reason:
+            groups.setdefault(layer.reason, []).append(layer.name)
+    lines = []
+    for reason, names in groups.items():
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        lines += _wrap("dense: ", f"{reason} [{shown}]")
+    return lines
+
+
+def _wrap(label: str, text: str) -> list[str]:
+    """`text` after `label`, broken at spaces and indented under its own start."""
+    lines, line = [], label
+    for word in text.split():
+        if len(line) > len(label) and len(line) + len(word) + 1 > _LINE_WIDTH:
+            lines.append(line)
+            line = " " * len(label)
+        line += word if len(line) == len(label) else f" {word}"
+    return [*lines, line]
+
+
+def _shorten(text: str, width: int) -> str:
+    """Cut the middle out: names differ at their ends (``/layer3/conv1`` and ``conv2``)."""
+    if len(text) <= width:
+        return text
+    tail = (width - 2) * 2 // 3
+    return f"{text[: width - 2 - tail]}..{text[-tail:]}"
+
+
+def _percent(share: float) -> str:
+    """``0.1 -> "10.0 %"``; what is not zero never prints as zero."""
+    return "<0.1 %" if 0 < share < 0.0005 else f"{share * 100:.1f} %"
+
+
+def _human(count: int) -> str:
+    """Three significant digits: ``59_012_345 -> "59.0 M"``."""
+    value, unit = float(count), ""
+    for larger in ("K", "M", "G", "T"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    if not unit:
+        return str(count)
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {unit}"
