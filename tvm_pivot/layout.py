@@ -1,0 +1,94 @@
+"""The vocabulary of packed weights: block shapes, and the packed weight itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """A block of `rows` output rows by `cols` input columns, kept or dropped together."""
+
+    rows: int
+    cols: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.cols < 1:
+            raise ValueError(f"a block has at least one row and one column, not {self}")
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.cols}"
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """A weight matrix [N, K] held as R x 1 blocks, in the order the kernel walks them.
+
+    Row block b owns the entries ``indptr[b] * unroll .. indptr[b + 1] * unroll``; entry e
+    multiplies input column ``index[e]`` into R outputs with ``data[e]``. Slot r of row block b
+    writes output row ``rows[b * R + r]``. A block that is not full repeats its last row, with the
+    same weights, so that every slot is defined and nothing is written beyond N.
+
+    Attributes:
+        shape: (N, K) of the matrix.
+        block: the R x 1 block shape.
+        unroll: entries per step of the kernel; each row block is padded with zeros to it.
+        indptr: int32 [blocks + 1], in steps of `unroll` entries.
+        index: int32 [entries], input columns.
+        data: float32 [entries, R].
+        rows: int32 [blocks * R], output rows.
+    """
+
+    shape: tuple[int, int]
+    block: BlockShape
+    unroll: int
+    indptr: IntArray
+    index: IntArray
+    data: FloatArray
+    rows: IntArray
+
+    @property
+    def row_blocks(self) -> int:
+        return self.indptr.size - 1
+
+    @property
+    def entries(self) -> int:
+        return self.index.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables and weights."""
+        return sum(a.nbytes for a in (self.indptr, self.index, self.data, self.rows))
+
+
+@dataclass(frozen=True, eq=False)
+class SlicedWeight:
+    """A weight matrix [N, K] as slices of `lanes` rows, each lane with its own columns.
+
+    The sliced ELLPACK format (SELL-C-sigma, Kreutzer et al. 2014) with C = `lanes` and rows
+    sorted by their number of non-zeros. Step s of slice b, ``indptr[b] <= s < indptr[b + 1]``,
+    multiplies column ``index[s, l]`` by ``data[s, l]`` into output row ``rows[b * lanes + l]``.
+
+    Attributes:
+        shape: (N, K) of the matrix.
+        lanes: rows per slice.
+        unroll: steps are padded to a multiple of this, and `indptr` counts such groups.
+        indptr: int32 [slices + 1].
+        index: int32 [steps, lanes].
+        data: float32 [steps, lanes].
+        rows: int32 [slices * lanes].
+    """
+
+    shape: tuple[int, int]
+    lanes: int
+    unroll: int
+    indptr: IntArray
+    index: IntArray
+    data: FloatArray
+    rows: IntArray

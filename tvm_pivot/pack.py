@@ -1,0 +1,155 @@
+"""Packing: a weight matrix into the tables a kernel walks, and back. Exactly invertible."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .layout import BlockShape, FloatArray, IntArray, PackedWeight, SlicedWeight
+from .pivot import natural_rows
+
+
+def kept_blocks(mask: npt.NDArray[np.bool_], slots: IntArray, rows: int) -> npt.NDArray[np.bool_]:
+    """Which R x 1 blocks hold a non-zero: [blocks, K] for `mask` [N, K] and slots [blocks * R]."""
+    n, k = mask.shape
+    natural = n == slots.size and np.array_equal(slots, np.arange(n))
+    in_slots = mask if natural else mask[slots]
+    kept: npt.NDArray[np.bool_] = np.any(in_slots.reshape(-1, rows, k), axis=1)
+    return kept
+
+
+def _even_stretches(counts: np.ndarray) -> np.ndarray:
+    """An order of row blocks in which every stretch holds about the same work.
+
+    Threads take contiguous stretches, so long and short row blocks alternate:
+    the longest, the shortest, the second longest, ...
+    """
+    by_length = np.argsort(-counts, kind="stable")
+    half = (by_length.size + 1) // 2
+    order = np.empty_like(by_length)
+    order[0::2] = by_length[:half]
+    order[1::2] = by_length[half:][::-1]
+    return order
+
+
+def _padded_steps(counts: np.ndarray, unroll: int) -> IntArray:
+    steps = -(-counts // unroll)
+    return np.concatenate([[0], np.cumsum(steps)]).astype(np.int32)
+
+
+def pack(
+    weight: FloatArray,
+    block: BlockShape,
+    *,
+    unroll: int = 1,
+    slots: IntArray | None = None,
+    columns: IntArray | None = None,
+    keep_all: bool = False,
+) -> PackedWeight:
+    """Pack `weight` float32 [N, K] as R x 1 blocks; only blocks with a non-zero are kept.
+
+    Args:
+        weight: the matrix; zeros inside a kept block are stored as zeros (the fill).
+        block: R x 1.
+        unroll: entries per kernel step.
+        slots: int32 [blocks * R], the row in each slot: every row at least once, any order (see
+            `pivot`). Default: their own order.
+        columns: int32 [K], what to store in place of each column number, e.g. its offset in
+            the planes that the kernel reads. Must be distinct for `unpack` to invert.
+        keep_all: keep blocks of zeros too: the dense form of the same layer.
+
+    Raises:
+        ValueError: the block has more than one column, or `weight` is not a matrix.
+    """
+    if block.cols != 1 or weight.ndim != 2:
+        raise ValueError(f"pack takes a matrix and R x 1 blocks, not {weight.shape} and {block}")
+    n, k = weight.shape
+    slots = natural_rows(n, block.rows) if slots is None else slots
+    mask = kept_blocks(weight != 0, slots, block.rows)
+    if keep_all:
+        mask = np.ones_like(mask)
+    walk = _even_stretches(mask.sum(axis=1))
+    mask = mask[walk]
+    slots = slots.reshape(-1, block.rows)[walk]
+    counts = mask.sum(axis=1)
+    indptr = _padded_steps(counts, unroll)
+    block_of, column = np.nonzero(mask)
+    first = np.concatenate([[0], np.cumsum(counts)])[:-1]
+    place = indptr[block_of] * unroll + np.arange(column.size) - first[block_of]
+    table = np.arange(k, dtype=np.int32) if columns is None else columns
+    entries = int(indptr[-1]) * unroll
+    index = np.full(entries, table[0] if k else 0, np.int32)
+    index[place] = table[column]
+    data = np.zeros((entries, block.rows), np.float32)
+    data[place] = weight[slots[block_of], column[:, None]]
+    return PackedWeight((n, k), block, unroll, indptr, index, data, slots.ravel())
+
+
+def unpack(packed: PackedWeight, columns: IntArray | None = None) -> FloatArray:
+    """The matrix float32 [N, K] that was packed, bit for bit; `columns` as given to `pack`."""
+    n, k = packed.shape
+    column = packed.index
+    if columns is not None:
+        sorter = np.argsort(columns, kind="stable")
+        column = sorter[np.searchsorted(columns, packed.index, sorter=sorter)].astype(np.int32)
+    weight = np.zeros((n, k), np.float32)
+    owner = np.repeat(np.arange(packed.row_blocks), np.diff(packed.indptr) * packed.unroll)
+    rows = packed.rows.reshape(-1, packed.block.rows)[owner]
+    # Padding entries hold zeros everywhere; they must not overwrite a real column.
+    real = (packed.data != 0).any(axis=1)
+    weight[rows[real], column[real, None]] = packed.data[real]
+    return weight
+
+
+def pack_sliced(weight: FloatArray, lanes: int, *, unroll: int = 1) -> SlicedWeight:
+    """Pack `weight` float32 [N, K] as sliced ELLPACK; see `SlicedWeight`."""
+    n, k = weight.shape
+    counts = (weight != 0).sum(axis=1)
+    order = np.argsort(-counts, kind="stable").astype(np.int32)
+    slots = order[natural_rows(n, lanes)].reshape(-1, lanes)
+    steps = counts[slots].max(axis=1)
+    walk = _even_stretches(steps)
+    slots, steps = slots[walk], steps[walk]
+    indptr = _padded_steps(steps, unroll)
+    total = int(indptr[-1]) * unroll
+    index = np.zeros((total, lanes), np.int32)
+    data = np.zeros((total, lanes), np.float32)
+    for b, rows in enumerate(slots):
+        for lane, row in enumerate(rows):
+            column = np.flatnonzero(weight[row])
+            stretch = slice(indptr[b] * unroll, indptr[b] * unroll + column.size)
+            index[stretch, lane] = column
+            data[stretch, lane] = weight[row, column]
+    return SlicedWeight((n, k), lanes, unroll, indptr, index, data, slots.ravel())
+
+
+def unpack_sliced(packed: SlicedWeight) -> FloatArray:
+    """The matrix float32 [N, K] that was packed, bit for bit."""
+    weight = np.zeros(packed.shape, np.float32)
+    owner = np.repeat(np.arange(packed.indptr.size - 1), np.diff(packed.indptr) * packed.unroll)
+    rows = packed.rows.reshape(-1, packed.lanes)[owner]
+    real = packed.data != 0
+    weight[rows[real], packed.index[real]] = packed.data[real]
+    return weight
+
+
+def join(parts: list[PackedWeight]) -> PackedWeight:
+    """The packed weights of consecutive channel groups as one; rows count on from part to part.
+
+    Raises:
+        ValueError: the parts differ in block shape, unroll or columns.
+    """
+    if len({(part.block, part.unroll, part.shape[1]) for part in parts}) != 1:
+        raise ValueError("only parts of one block shape, unroll and width can be joined")
+    first_row = np.cumsum([0, *(part.shape[0] for part in parts)])
+    steps = np.cumsum([0, *(part.indptr[-1] for part in parts)])
+    pairs = list(zip(parts, range(len(parts)), strict=True))
+    return PackedWeight(
+        (int(first_row[-1]), parts[0].shape[1]),
+        parts[0].block,
+        parts[0].unroll,
+        np.concatenate([[0], *(p.indptr[1:] + steps[i] for p, i in pairs)]).astype(np.int32),
+        np.concatenate([p.index for p in parts]),
+        np.concatenate([p.data for p in parts]),
+        np.concatenate([p.rows + first_row[i] for p, i in pairs]).astype(np.int32),
+    )

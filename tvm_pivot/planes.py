@@ -1,0 +1,135 @@
+"""Channel planes: how a convolution becomes one matrix of offsets into zero-padded planes.
+
+A stride s is s phases: padded row y lives in phase ``y % s``, at row ``y // s`` of that phase's
+plane. Then every tap of every output pixel is a constant offset from the pixel's own position,
+and k x k, strided, dilated and grouped convolutions differ in their offset tables only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .layout import IntArray
+
+# Floats behind the last plane: a tile that starts inside may read this far beyond the end.
+SLACK = 256
+
+
+@dataclass(frozen=True)
+class AxisGeometry:
+    """One spatial axis of a convolution.
+
+    Attributes:
+        size: input pixels.
+        kernel: taps.
+        stride, dilation: in pixels.
+        before, after: zero padding, in pixels.
+    """
+
+    size: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    before: int = 0
+    after: int = 0
+
+    @property
+    def output(self) -> int:
+        """Output pixels."""
+        reach = (self.kernel - 1) * self.dilation + 1
+        return (self.size + self.before + self.after - reach) // self.stride + 1
+
+    @cached_property
+    def phases(self) -> tuple[int, ...]:
+        """The phases that some tap reads."""
+        return tuple(sorted({k * self.dilation % self.stride for k in range(self.kernel)}))
+
+    @property
+    def halo(self) -> int:
+        """How far beyond its own position, in plane cells, the last tap reads."""
+        return (self.kernel - 1) * self.dilation // self.stride
+
+    def tap(self, k: int) -> tuple[int, int]:
+        """(phase number, shift in plane cells) of tap k."""
+        at = k * self.dilation
+        return self.phases.index(at % self.stride), at // self.stride
+
+    def filled(self, phase: int, cells: int) -> tuple[int, int]:
+        """The range [first, end) of a phase's cells, out of `cells`, that hold input pixels."""
+        first = -(-(self.before - phase) // self.stride)
+        end = (self.size - 1 + self.before - phase) // self.stride + 1
+        return max(first, 0), max(min(end, cells), max(first, 0))
+
+    def source(self, phase: int, cell: int) -> int:
+        """The input pixel in `cell` of `phase`."""
+        return cell * self.stride + phase - self.before
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """A 2-d convolution's shape: input [batch, channels, y.size, x.size].
+
+    Attributes:
+        batch, channels, outputs: images, input channels, output channels.
+        y, x: the two spatial axes.
+        groups: channel groups.
+    """
+
+    batch: int
+    channels: int
+    outputs: int
+    y: AxisGeometry
+    x: AxisGeometry
+    groups: int = 1
+
+    @property
+    def direct(self) -> bool:
+        """The input itself, as it lies in memory, is the planes: 1 x 1, no stride, no padding."""
+        return all(a.kernel == 1 and a.stride == 1 and not a.before | a.after for a in self._axes)
+
+    @property
+    def _axes(self) -> tuple[AxisGeometry, AxisGeometry]:
+        return self.y, self.x
+
+    @property
+    def pitch(self) -> int:
+        """Distance of two rows in a plane, in floats.
+
+        Without stride the zeros right of a row are those left of the next one.
+        """
+        if self.direct:
+            return self.x.size
+        if self.x.stride == 1:
+            return max(self.x.size + max(self.x.before, self.x.after), self.x.output)
+        return self.x.output + self.x.halo
+
+    @property
+    def plane_height(self) -> int:
+        """Rows of one plane."""
+        return self.y.output + self.y.halo
+
+    @property
+    def planes(self) -> int:
+        """Planes of one image: channels x phases."""
+        return self.channels * len(self.y.phases) * len(self.x.phases)
+
+    @property
+    def image_floats(self) -> int:
+        """Floats of one image's planes, the slack behind the last one included."""
+        if self.direct:
+            return self.channels * self.y.size * self.x.size
+        return self.planes * self.plane_height * self.pitch + SLACK
+
+    def offsets(self, group: int = 0) -> IntArray:
+        """Offset of each weight column of `group`: int32 [channels / groups * kh * kw]."""
+        plane = self.plane_height * self.pitch
+        per_group = self.channels // self.groups
+        phase_y, shift_y = np.array([self.y.tap(k) for k in range(self.y.kernel)]).T
+        phase_x, shift_x = np.array([self.x.tap(k) for k in range(self.x.kernel)]).T
+        channel = (group * per_group + np.arange(per_group))[:, None, None]
+        at = (channel * len(self.y.phases) + phase_y[:, None]) * len(self.x.phases) + phase_x
+        offset = at * plane + shift_y[:, None] * self.pitch + shift_x
+        return np.asarray(offset.ravel(), dtype=np.int32)
