@@ -1,0 +1,121 @@
+"""Schedules of the block-sparse kernels: the moves, and the two rewrites that come last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import TensorRegion
+from tvm.s_tir import SBlockRealize, Schedule
+
+from .block_sparse import OUTPUT, Kernel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
+
+RAGGED = "pivot.ragged"
+SCHEDULED = "tirx.is_scheduled"
+
+
+def _accumulate(sch: Schedule, at: Any, lanes: int, order: str) -> None:
+    """Compute the accumulators in registers at loop `at`.
+
+    `order` names the loops inside, outermost first: ``p`` the ragged sum, ``t``, ``u``, ``m``,
+    ``r`` unrolled ones, ``q`` the vector axis, which is split by `lanes`.
+    """
+    acc = sch.get_sblock("acc")
+    sch.compute_at(acc, at, preserve_unit_loops=True)
+    sch.set_scope(acc, 0, "local")
+    inner = sch.get_loops(acc)[-len(order) :]
+    by_name = dict(zip([*order.replace("p", ""), "p"], inner, strict=True))
+    vectors, vector = sch.split(by_name["q"], [None, lanes])
+    unrolled = [by_name[name] for name in order if name not in "pq"] + [vectors]
+    sch.reorder(by_name["p"], *unrolled, vector)
+    for loop in unrolled:
+        sch.unroll(loop)
+    sch.vectorize(vector)  # before decompose_reduction, which forbids it
+    sch.annotate(by_name["p"], RAGGED, 1)
+    sch.decompose_reduction(acc, by_name["p"])
+
+
+def _outer(sch: Schedule, loops: list[Any], parallel: bool) -> Any:
+    outer = sch.fuse(*loops)
+    if parallel:
+        sch.parallel(outer)
+    return outer
+
+
+def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) -> tirx.PrimFunc:
+    """R x P accumulators of `lanes` floats stay in registers; the epilogue follows at once."""
+    sch = Schedule(kernel.func)
+    loops = sch.get_loops(sch.get_sblock(OUTPUT))
+    if problem.compact:
+        n, g, b, t, r, q = loops
+        vectors, vector = sch.split(q, [None, tile.lanes])
+        _outer(sch, [n, g, b], tile.parallel)
+        _accumulate(sch, t, tile.lanes, "prq")
+        for loop in (r, vectors):
+            sch.unroll(loop)
+    else:
+        n, g, b, _, _, _, vector = loops
+        outer = _outer(sch, [n, g, b], tile.parallel)
+        strip = sch.get_sblock("strip")
+        sch.compute_at(strip, outer, preserve_unit_loops=True)
+        row, q = sch.get_loops(strip)[-2:]
+        t, vectors, lane = sch.split(q, [tile.tiles, tile.vectors, tile.lanes])
+        sch.reorder(t, row, vectors, lane)
+        _accumulate(sch, t, tile.lanes, "prq")
+        for loop in (row, vectors):
+            sch.unroll(loop)
+        sch.vectorize(lane)
+    sch.vectorize(vector)
+    return finish(sch.mod["main"], kernel)
+
+
+def schedule_rows(kernel: Kernel, problem: RowsProblem, tile: RowsTile) -> tirx.PrimFunc:
+    """All input rows share one walk over the kept weights; a vector is R rows of the output."""
+    sch = Schedule(kernel.func)
+    b, m, r = sch.get_loops(sch.get_sblock(OUTPUT))
+    outer = _outer(sch, [b], tile.parallel)
+    _accumulate(sch, outer, problem.block_rows, "pmuq")
+    sch.unroll(m)
+    sch.vectorize(r)
+    return finish(sch.mod["main"], kernel)
+
+
+def finish(func: tirx.PrimFunc, kernel: Kernel) -> tirx.PrimFunc:
+    """Tighten ragged loops to their data-dependent extents and put the output in place.
+
+    Both leave the affine domain that schedules need, so they come last.
+    """
+    params = {param.name: param for param in func.params}
+    old = params[OUTPUT]
+    new = tirx.decl_buffer(kernel.shape, "float32", name=OUTPUT)
+    body = tvm_ffi.structural_map(func.body, (tirx.For, _tightener(params["indptr"])))
+
+    def store(node: tirx.BufferStore) -> tirx.BufferStore:
+        if not node.buffer.same_as(old):
+            return node
+        return tirx.BufferStore(new, node.value, kernel.place(params["rows"], node.indices))
+
+    whole = [tvm.ir.Range(0, extent) for extent in kernel.shape]
+
+    def region(node: TensorRegion) -> TensorRegion:
+        return tirx.BufferRegion(new, whole) if node.source.same_as(old) else node
+
+    body = tvm_ffi.structural_map(body, [(tirx.BufferStore, store), (TensorRegion, region)])
+    done = tirx.PrimFunc([*func.params[:-1], new], body, func.ret_type, func.attrs)
+    return done.with_attr(SCHEDULED, True)
+
+
+def _tightener(indptr: Any) -> Any:
+    def tighten(loop: tirx.For) -> tirx.For:
+        if RAGGED not in loop.annotations:
+            return loop
+        blocks: list[Any] = []
+        tvm_ffi.structural_walk(loop.body, (SBlockRealize, blocks.append))
+        names = [iv.var.name for iv in blocks[0].block.iter_vars]
+        b = blocks[0].iter_values[names.index("v_b")]
+        extent = tirx.BufferLoad(indptr, [b + 1]) - tirx.BufferLoad(indptr, [b])
+        return tirx.For(loop.loop_var, loop.min, extent, loop.kind, loop.body)
+
+    return tighten
