@@ -1,0 +1,122 @@
+"""The passes of the compiler, in the order they run: `PHASES` is the table of contents.
+
+Each pass is a pure function of an IRModule in a file of its own, named after what it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from tvm import relax
+from tvm.ir import IRModule
+
+from ..report import LayerReport
+from ..targets import PivotTarget
+from .canonicalize import canonicalize
+from .detect import detect
+from .drop_dead import DropReport, drop_dead
+from .layers import Layer, PlannedLayer, find_layers
+from .lower_layers import lower_layers
+from .report_layers import report_layers
+from .schedule_functions import schedule_functions
+
+__all__ = ["PHASES", "Compilation", "Phase"]
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A module on its way through the phases, and what is known about it.
+
+    Attributes:
+        mod: the module.
+        target: what it is compiled for.
+        sparse: whether zeros are skipped.
+        originals: the dense and conv2d layers as the user gave them, by name.
+        planned: each of them that is left, with its plan, once detected.
+        reports: what the user is told about each of them.
+        notes: what the user is told about the network.
+    """
+
+    mod: IRModule
+    target: PivotTarget
+    sparse: bool = True
+    originals: Mapping[str, Layer] = field(default_factory=dict)
+    planned: Sequence[PlannedLayer] = ()
+    reports: Sequence[LayerReport] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase: its name, what it does, and whether `inspect` needs it too."""
+
+    name: str
+    run: Callable[[Compilation], Compilation]
+    analysis: bool = False
+
+
+def _canonicalize(state: Compilation) -> Compilation:
+    mod = canonicalize(state.mod)
+    return replace(state, mod=mod, originals={layer.name: layer for layer in find_layers(mod)})
+
+
+def _drop_dead(state: Compilation) -> Compilation:
+    if not state.sparse:
+        return state
+    mod, dropped = drop_dead(state.mod)
+    return replace(state, mod=mod, notes=(*state.notes, *_dropped_notes(dropped)))
+
+
+def _dropped_notes(dropped: DropReport) -> list[str]:
+    if not dropped.changed:
+        return []
+    before, after = dropped.weights
+    most = sorted(dropped.changed, key=lambda d: d.weights[1] - d.weights[0])[:4]
+    shown = ", ".join(
+        f"{d.name} {d.rows[0]}x{d.columns[0]} -> {d.rows[1]}x{d.columns[1]}" for d in most
+    )
+    return [
+        f"dead rows and columns dropped in {len(dropped.changed)} layers: {before:,} -> {after:,} "
+        f"weights (output x input channels, the most: {shown})"
+    ]
+
+
+def _detect(state: Compilation) -> Compilation:
+    planned = detect(state.mod, state.target, sparse=state.sparse)
+    return replace(state, planned=planned, reports=report_layers(state.originals, planned))
+
+
+def _lower(state: Compilation) -> Compilation:
+    mod, kernels = lower_layers(state.mod, state.planned, state.target)
+    reports = [replace(r, kernel=kernels.get(r.name, "")) for r in state.reports]
+    return replace(state, mod=mod, reports=reports)
+
+
+def _fuse(state: Compilation) -> Compilation:
+    passes = [
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    mod = state.mod
+    for step in passes:
+        mod = step(mod)
+    return replace(state, mod=mod)
+
+
+def _schedule(state: Compilation) -> Compilation:
+    return replace(state, mod=schedule_functions(state.mod, state.target))
+
+
+PHASES: tuple[Phase, ...] = (
+    Phase("canonicalize", _canonicalize, analysis=True),
+    Phase("drop_dead", _drop_dead, analysis=True),
+    Phase("detect", _detect, analysis=True),
+    Phase("lower_layers", _lower),
+    Phase("fuse", _fuse),
+    Phase("schedule_functions", _schedule),
+)

@@ -1,0 +1,118 @@
+"""Detect pruned layers, and decide how each one is run: which block, sparse or dense, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from tvm.ir import IRModule
+
+from ..pack import kept_blocks
+from ..pivot import gather_rows, natural_rows
+from ..schedules import tile_rule
+from ..schedules.block_sparse import Epilogue, PlanesProblem, RowsProblem
+from ..targets import PivotTarget
+from .layers import Layer, Plan, PlannedLayer, find_layers
+
+
+def detect(mod: IRModule, target: PivotTarget, *, sparse: bool = True) -> list[PlannedLayer]:
+    """A plan for every dense and conv2d layer of the canonical module `mod`, in order.
+
+    Args:
+        mod: the canonical module.
+        target: decides which blocks are considered, and the predicted cycles that rank them.
+        sparse: False plans every layer dense: the same kernels, with no zero skipped.
+    """
+    return [plan_layer(layer, target, sparse) for layer in find_layers(mod)]
+
+
+def planes_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> PlanesProblem:
+    """The layer as the planes kernel sees it."""
+    g = layer.geometry
+    height, width = g.y.output, g.x.output
+    if g.pitch == width:
+        height, width = 1, height * width
+    return PlanesProblem(
+        batch=g.batch,
+        image_floats=g.image_floats,
+        columns=layer.matrix.shape[1],
+        rows=g.outputs,
+        row_blocks=plan.row_blocks,
+        block_rows=plan.block_rows,
+        height=height,
+        width=width,
+        pitch=width if height == 1 else g.pitch,
+        epilogue=epilogue,
+    )
+
+
+def rows_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> RowsProblem:
+    """The layer as the rows kernel sees it."""
+    n, k = layer.matrix.shape
+    inputs = layer.row_inputs or 0
+    return RowsProblem(inputs, k, n, plan.row_blocks, plan.block_rows, plan.own_columns, epilogue)
+
+
+def plan_layer(layer: Layer, target: PivotTarget, sparse: bool) -> PlannedLayer:
+    """The cheapest plan for one layer, by predicted cycles; a dense plan where `sparse` is off."""
+    candidates = list(_candidates(layer, target, keep_all=True))
+    dense = min(candidates, key=lambda plan: plan.cycles)
+    best = dense
+    if sparse and not np.all(layer.matrix):
+        kept = list(_candidates(layer, target, keep_all=False))
+        best = min([*kept, dense], key=lambda plan: plan.cycles)
+    return PlannedLayer(layer, best, dense.cycles, sparse)
+
+
+def _is_rows(layer: Layer, target: PivotTarget) -> bool:
+    """Too few pixels to fill a vector of them, and the input is a plain matrix."""
+    return layer.row_inputs is not None and layer.row_inputs < target.lanes // 2
+
+
+def _candidates(layer: Layer, target: PivotTarget, keep_all: bool) -> Iterator[Plan]:
+    in_rows = _is_rows(layer, target)
+    masks = [m != 0 for m in layer.group_matrices()]
+    for rows in (target.lanes, target.lanes // 2) if in_rows else target.block_rows:
+        plan = _blocks(masks, rows, "rows" if in_rows else "planes", keep_all)
+        yield replace(plan, cycles=_cycles(layer, plan, target))
+    if in_rows and not keep_all:
+        counts = np.sort(np.count_nonzero(layer.matrix, axis=1))[::-1]
+        slots = natural_rows(counts.size, target.lanes)
+        steps = int(counts[:: target.lanes].sum())
+        plan = Plan("rows", target.lanes, True, False, steps, 0.0, (slots,))
+        yield replace(plan, cycles=_cycles(layer, plan, target))
+
+
+def _blocks(
+    masks: list[npt.NDArray[np.bool_]],
+    rows: int,
+    form: Literal["planes", "rows"],
+    keep_all: bool,
+) -> Plan:
+    """R x 1 blocks in the rows' own order, or in the gathered one where that has fewer."""
+    slots, entries = [], 0
+    for mask in masks:
+        natural = natural_rows(mask.shape[0], rows)
+        if keep_all:
+            slots.append(natural)
+            entries += natural.size // rows * mask.shape[1]
+            continue
+        orders = [natural]
+        gathered = gather_rows(mask, rows)
+        if not np.array_equal(natural, gathered):
+            orders.append(gathered)
+        kept = [int(np.count_nonzero(kept_blocks(mask, order, rows))) for order in orders]
+        entries += min(kept)
+        slots.append(orders[kept.index(min(kept))])
+    return Plan(form, rows, False, keep_all, entries, 0.0, tuple(slots))
+
+
+def _cycles(layer: Layer, plan: Plan, target: PivotTarget) -> float:
+    rule = tile_rule(target)
+    if plan.form == "planes":
+        problem = planes_problem(layer, plan, Epilogue())
+        return rule.choose_planes(problem, plan.entries, target)[1]
+    return rule.choose_rows(rows_problem(layer, plan, Epilogue()), plan.entries, target)[1]

@@ -1,0 +1,157 @@
+"""The layers of a canonical module: what each one computes, and how it is to be run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from tvm.ir import Call, IRModule, Var
+
+from ..layout import FloatArray, IntArray
+from ..planes import AxisGeometry, ConvGeometry
+from .graph import MAIN, array_of, dtype_of, ints, live_bindings, op_name, static_shape
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A dense or conv2d layer with constant float32 weights.
+
+    Attributes:
+        var: the variable that the layer's sum is bound to in the canonical module.
+        op: ``"dense"`` or ``"conv2d"``.
+        shape: the weight's shape, rows first: [N, K] or [O, I / groups, kh, kw].
+        matrix: the weight as a matrix [N, K / groups], columns in (channel, tap) order.
+        geometry: the convolution, or a dense layer's as one: its rows are the pixels.
+    """
+
+    var: Var
+    op: Literal["dense", "conv2d"]
+    shape: tuple[int, ...]
+    matrix: FloatArray
+    geometry: ConvGeometry
+
+    @property
+    def name(self) -> str:
+        return str(self.var.name)
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels (a dense layer's rows) of all images."""
+        return self.geometry.batch * self.geometry.y.output * self.geometry.x.output
+
+    @property
+    def row_inputs(self) -> int | None:
+        """Input rows, where input and output are plain row-major matrices; else None."""
+        if self.op == "dense":
+            return self.pixels
+        g = self.geometry
+        one_pixel = g.direct and g.y.size * g.x.size == 1 and g.groups == 1
+        return g.batch if one_pixel else None
+
+    def group_matrices(self) -> list[FloatArray]:
+        """The matrix of each channel group: [N / groups, K / groups]."""
+        return np.split(self.matrix, self.geometry.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How a layer is to be run.
+
+    Attributes:
+        form: ``"planes"`` (vectors over pixels) or ``"rows"`` (matrix-vector).
+        block_rows: R; in the rows form also the length of the vector.
+        own_columns: rows form only: every row of a block has columns of its own.
+        keep_all: the dense form: blocks of zeros are kept.
+        entries: packed entries (steps, with own columns).
+        cycles: predicted cycles on one core.
+        slots: the row in each slot of the row blocks, for each channel group (see `pivot`).
+    """
+
+    form: Literal["planes", "rows"]
+    block_rows: int
+    own_columns: bool
+    keep_all: bool
+    entries: int
+    cycles: float
+    slots: tuple[IntArray, ...] = ()
+
+    @property
+    def row_blocks(self) -> int:
+        """Row blocks of all channel groups."""
+        return sum(slots.size for slots in self.slots) // self.block_rows
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedLayer:
+    """A layer and its plan.
+
+    Attributes:
+        layer: the layer.
+        plan: the plan with the fewest predicted cycles.
+        dense_cycles: predicted cycles of the best dense plan.
+        sparse: whether sparse plans were considered.
+    """
+
+    layer: Layer
+    plan: Plan
+    dense_cycles: float
+    sparse: bool
+
+    @property
+    def skips(self) -> bool:
+        """Whether the plan skips any zeros."""
+        columns = self.layer.matrix.shape[1]
+        return not self.plan.keep_all and self.plan.entries < self.plan.row_blocks * columns
+
+
+def find_layers(mod: IRModule) -> Iterator[Layer]:
+    """Every dense and conv2d layer of a canonical module, in order."""
+    for var, value in live_bindings(mod[MAIN]):
+        layer = None
+        if op_name(value) == "nn.conv2d":
+            layer = _conv2d(var, value)
+        elif op_name(value) == "matmul":
+            layer = _dense(var, value)
+        if layer is not None:
+            yield layer
+
+
+def _weight(call: Call) -> FloatArray | None:
+    if any(dtype_of(e) != "float32" for e in (*call.args, call)):
+        return None
+    value = array_of(call.args[1])
+    return None if value is None or value.size == 0 else np.asarray(value, np.float32)
+
+
+def _dense(var: Var, call: Call) -> Layer | None:
+    weight, shape = _weight(call), static_shape(call.args[0])
+    if weight is None or weight.ndim != 2 or shape is None or 0 in shape:
+        return None
+    inputs = int(np.prod(shape[:-1]))
+    geometry = ConvGeometry(
+        1, weight.shape[0], weight.shape[1], AxisGeometry(1, 1), AxisGeometry(inputs, 1)
+    )
+    matrix = np.ascontiguousarray(weight.T)
+    return Layer(var, "dense", matrix.shape, matrix, geometry)
+
+
+def _conv2d(var: Var, call: Call) -> Layer | None:
+    weight, shape = _weight(call), static_shape(call.args[0])
+    out = static_shape(call)
+    attrs = call.attrs
+    plain = (attrs.data_layout, attrs.kernel_layout) == ("NCHW", "OIHW")
+    if weight is None or shape is None or out is None or not plain or 0 in shape + out:
+        return None
+    top, left, bottom, right = ints(attrs.padding)
+    if min(top, left, bottom, right) < 0:
+        return None
+    strides, dilation = ints(attrs.strides), ints(attrs.dilation)
+    y, x = (
+        AxisGeometry(shape[2 + i], weight.shape[2 + i], strides[i], dilation[i], *pad)
+        for i, pad in enumerate(((top, bottom), (left, right)))
+    )
+    geometry = ConvGeometry(shape[0], shape[1], weight.shape[0], y, x, int(attrs.groups))
+    matrix = weight.reshape(weight.shape[0], -1)
+    return Layer(var, "conv2d", weight.shape, matrix, geometry)

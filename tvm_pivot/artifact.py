@@ -1,0 +1,344 @@
+"""Saving a compiled network to one file, and loading it back.
+
+The file is a zip archive of two members: ``manifest.json`` and ``lib.so``. Everything about it is
+checked before the library is loaded: the archive, each field of the manifest, the library's size
+and SHA-256, the TVM version, and that this machine has the instructions the code was made for.
+
+The hash guards against damage, not against malice: an artifact is native code, and whoever can
+change the library can change its hash. Load only artifacts you trust, as with any program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import struct
+import tempfile
+import threading
+import weakref
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import tvm
+from tvm import relax
+
+from . import schema
+from .errors import ArtifactError, PivotError, UnsupportedTargetError
+from .importer import TensorSpec
+from .report import Report
+from .session import Session
+from .targets import PivotTarget, missing_features
+from .threads import check_count
+
+FORMAT = 1
+_MANIFEST, _LIBRARY = "manifest.json", "lib.so"
+_MANIFEST_LIMIT = 16 << 20
+_LIBRARY_LIMIT = 8 << 30
+_CHUNK = 1 << 20
+# What zipfile and zlib raise on damaged input; RuntimeError is "file is encrypted".
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+)
+_SCOPE_LINE = re.compile(rb"executable\.cc:\d+: Warning: Scope (Saving|Loaded):")
+_stderr_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a library is: written into an artifact, and checked when it is loaded.
+
+    Attributes:
+        name: the network's name.
+        package_version: the tvm_pivot that compiled it.
+        tvm_version: the TVM that compiled it.
+        target: the machine it was compiled for.
+        inputs: name, shape and dtype of each input, in order.
+        outputs: the same for the outputs.
+        report: what was done to each layer.
+    """
+
+    name: str
+    package_version: str
+    tvm_version: str
+    target: PivotTarget
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    report: Report
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        target: PivotTarget,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        report: Report,
+    ) -> Manifest:
+        """A manifest for a library made now, by this version of everything."""
+        try:
+            package = version("tvm-pivot")
+        except PackageNotFoundError:  # run from a source tree
+            package = "unknown"
+        return cls(name, package, str(tvm.__version__), target, inputs, outputs, report)
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """The manifest as JSON text; `from_json` reads it back to an equal manifest."""
+        return schema.dumps(self, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """The manifest `to_json` wrote.
+
+        Raises:
+            ArtifactError: the text is not such JSON; the message names the place.
+        """
+        return schema.loads(cls, text)
+
+
+@dataclass(frozen=True)
+class _Document:
+    """``manifest.json``: the version of the file format, the library's identity, the manifest."""
+
+    format: int
+    library_bytes: int
+    library_sha256: str
+    manifest: Manifest
+
+
+def save(path: str | os.PathLike[str], library: Any, manifest: Manifest) -> Path:
+    """Write an artifact, replacing `path` only when all of it is written.
+
+    Args:
+        path: the file to write, by custom ``*.pivot``.
+        library: a `relax.VMExecutable`, or the path of a library it exported.
+        manifest: describes the library.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ArtifactError: the library cannot be linked, or the file cannot be written.
+    """
+    path = Path(path)
+    if not isinstance(library, relax.VMExecutable | Path):
+        raise ArtifactError("this session was made from a bare TVM module: export that instead")
+    if not path.parent.is_dir():
+        raise ArtifactError(f"cannot write {path}: there is no directory {path.parent}")
+    with tempfile.TemporaryDirectory(prefix="tvm-pivot-") as scratch:
+        if isinstance(library, relax.VMExecutable):
+            exported = Path(scratch, _LIBRARY)
+            try:
+                with _no_scope_lines():
+                    library.export_library(str(exported))
+            except Exception as e:  # RuntimeError from the linker, or whatever TVM raises
+                raise ArtifactError(f"cannot link {path}; is a C++ compiler there? {e}") from e
+            library = exported
+        try:
+            _write(path, library, manifest)
+        except OSError as e:
+            raise ArtifactError(f"cannot write {path}: {e.strerror or e}") from e
+    return path
+
+
+def _write(path: Path, library: Path, manifest: Manifest) -> None:
+    size, digest = library.stat().st_size, hashlib.sha256()
+    with library.open("rb") as source:
+        while chunk := source.read(_CHUNK):
+            digest.update(chunk)
+    document = _Document(FORMAT, size, digest.hexdigest(), manifest)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            # ZipInfo's fixed date: the same network gives the same file.
+            archive.writestr(_member(_MANIFEST), schema.dumps(document, indent=1))
+            with (
+                library.open("rb") as source,
+                archive.open(_member(_LIBRARY), "w", force_zip64=size >= 1 << 31) as sink,
+            ):
+                shutil.copyfileobj(source, sink, _CHUNK)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    return info
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Session:
+    """Load an artifact. It is native code: load only what you trust.
+
+    Args:
+        path: a file written by `Session.export`.
+        threads: see `Session.set_threads`.
+
+    Raises:
+        ArtifactError: there is no such file, it is damaged or of another format or TVM version,
+            or it was compiled for a machine with instructions this one lacks.
+    """
+    if threads is not None:
+        check_count(threads)
+    path = Path(path)
+    directory = Path(tempfile.mkdtemp(prefix="tvm-pivot-"))  # mode 0700
+    try:
+        library = directory / _LIBRARY
+        with _opened(path) as archive:
+            document = _read_document(archive)
+            _check_host(document.manifest)
+            _extract(archive, library, document)
+        session = _start(path, library, document.manifest, threads)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    weakref.finalize(session, shutil.rmtree, directory, ignore_errors=True)
+    return session
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """The manifest of an artifact, whatever machine it is for; runs no code of it.
+
+    Raises:
+        ArtifactError: there is no such file, or it is damaged or of another format.
+    """
+    with _opened(Path(path)) as archive:
+        return _read_document(archive).manifest
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive; whatever goes wrong inside is an ArtifactError that names the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except ArtifactError as e:
+        raise ArtifactError(f"{path}: {e}") from e
+    except OSError as e:
+        raise ArtifactError(f"cannot read {path}: {e.strerror or e}") from e
+    except _DAMAGE as e:
+        raise ArtifactError(f"{path} is not an artifact, or is damaged: {e}") from e
+
+
+def _read_document(archive: zipfile.ZipFile) -> _Document:
+    names = sorted(info.filename for info in archive.infolist())
+    if names != sorted((_MANIFEST, _LIBRARY)):
+        shown = ", ".join(map(repr, names[:5])) or "nothing"
+        raise ArtifactError(f"expected {_MANIFEST} and {_LIBRARY} in the archive, found {shown}")
+    info = archive.getinfo(_MANIFEST)
+    if info.file_size > _MANIFEST_LIMIT:
+        raise ArtifactError(f"{_MANIFEST} is too large: {info.file_size} bytes")
+    with archive.open(info) as member:
+        text = member.read(_MANIFEST_LIMIT)
+    _check_format(text)
+    document = schema.loads(_Document, text)
+    size = document.library_bytes
+    if not 0 < size <= _LIBRARY_LIMIT or archive.getinfo(_LIBRARY).file_size != size:
+        declared = archive.getinfo(_LIBRARY).file_size
+        raise ArtifactError(f"{_LIBRARY} has {declared} bytes, the manifest says {size}")
+    return document
+
+
+def _check_format(text: bytes) -> None:
+    """Say so when a newer tvm_pivot wrote the file, before fields it added look like damage."""
+    found = schema.parse(text)
+    number = found.get("format") if isinstance(found, dict) else None
+    if type(number) is not int or number != FORMAT:
+        raise ArtifactError(
+            f"artifact format {number!r}; this tvm_pivot reads format {FORMAT}: build it again, "
+            f"or install the version of tvm_pivot that wrote it"
+        )
+
+
+def _check_host(manifest: Manifest) -> None:
+    """Refuse code that this TVM or this CPU cannot run."""
+    made, here = manifest.tvm_version, str(tvm.__version__)
+    # The format of VM byte code and the runtime's interface change between minor versions.
+    if made.split(".")[:2] != here.split(".")[:2]:
+        raise ArtifactError(f"made with TVM {made}, this is TVM {here}: build it again")
+    target = manifest.target
+    if target.family != "x86" or platform.machine() not in ("x86_64", "AMD64"):
+        raise ArtifactError(
+            f"made for target {target.name!r} ({target.family}), "
+            f"which this {platform.machine()} machine cannot run"
+        )
+    try:
+        target.to_tvm()
+        missing = missing_features(target)
+    except UnsupportedTargetError as e:
+        raise ArtifactError(str(e)) from e
+    except Exception as e:  # TVM's own complaint about a target it cannot read
+        raise ArtifactError(f"target {target.name!r} is not valid: {e}") from e
+    if missing:
+        raise ArtifactError(
+            f"made for target {target.name!r}, whose code may use {', '.join(missing)}; "
+            f"this CPU has not: build it on this machine, or for target 'x86-avx2'"
+        )
+
+
+def _extract(archive: zipfile.ZipFile, path: Path, document: _Document) -> None:
+    digest, left = hashlib.sha256(), document.library_bytes
+    with archive.open(_LIBRARY) as source, path.open("xb") as sink:
+        while chunk := _read_at_most(source, left):
+            digest.update(chunk)
+            sink.write(chunk)
+            left -= len(chunk)
+    if left or digest.hexdigest() != document.library_sha256:
+        raise ArtifactError(f"{_LIBRARY} is damaged: its SHA-256 is not the manifest's")
+
+
+def _read_at_most(source: IO[bytes], left: int) -> bytes:
+    return source.read(min(left, _CHUNK)) if left else b""
+
+
+def _start(path: Path, library: Path, manifest: Manifest, threads: int | None) -> Session:
+    try:
+        with _no_scope_lines():
+            module = tvm.runtime.load_module(str(library))
+        return Session(module, manifest, threads=threads, library_file=library)
+    except PivotError as e:
+        raise ArtifactError(f"{path}: {e}") from e
+    except Exception as e:  # the dynamic loader's or TVM's complaint, of several types
+        raise ArtifactError(f"{path}: its library cannot be loaded: {e}") from e
+
+
+@contextmanager
+def _no_scope_lines() -> Iterator[None]:
+    """Hold back what goes to stderr, and pass it on without a line that means nothing to a user.
+
+    TVM 0.27 writes "Scope Saving" or "Scope Loaded" for each constant, from C++ and always. Other
+    threads' lines are held back too, for as long as it takes to save or load a library.
+    """
+    with _stderr_lock, tempfile.TemporaryFile() as held:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # closed: nothing to keep clean
+            yield
+            return
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                if not _SCOPE_LINE.search(line):
+                    os.write(2, line)

@@ -1,0 +1,141 @@
+"""`build` and `inspect`: the whole way from a model to a session, in the order it is walked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from tvm import relax
+from tvm.ir import IRModule
+
+from .artifact import Manifest
+from .errors import CompileError, PivotError
+from .importer import ImportedModel, import_model
+from .relay_passes import PHASES, Compilation
+from .report import Report
+from .session import Session
+from .targets import PivotTarget, resolve
+
+Shapes = Mapping[str, int | Sequence[int]]
+Progress = Callable[[str], None]
+
+
+def build(
+    model: Any,
+    target: str | PivotTarget = "x86",
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+    shapes: Shapes | None = None,
+    sparse: bool = True,
+    threads: int | None = None,
+    debug_dir: str | PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Session:
+    """Compile a pruned network.
+
+    Args:
+        model: a path to an ONNX file, an `onnx.ModelProto`, a `torch.nn.Module` (with
+            `example_inputs`), a `torch.export.ExportedProgram`, or a Relax `IRModule`.
+        target: ``"x86"`` for this host, a preset's name, or a `PivotTarget`.
+        example_inputs: inputs to trace a torch module with.
+        params: arrays for parameters of a Relax module, by name.
+        shapes: sizes of symbolic dimensions by name, or whole input shapes by input name.
+        sparse: False compiles the same network with no zero skipped, to compare with.
+        threads: threads of one run; default: see `Session.set_threads`.
+        debug_dir: write the module after each phase there, as ``NN_phase.py``.
+        progress: called with the name of each phase as it begins.
+
+    Raises:
+        UnsupportedTargetError: the target is unknown or has no schedules yet.
+        ModelImportError: the model could not be read.
+        CompileError: the model was read but could not be compiled.
+    """
+    began = time.perf_counter()
+    described = resolve(target).require_schedules()
+    tell = progress or _silent
+    tell("import")
+    imported = import_model(model, example_inputs=example_inputs, params=params, shapes=shapes)
+    done = _run_phases(imported, described, sparse, debug_dir, tell, PHASES)
+    tell("compile")
+    executable = _compile(done.mod, described, imported.source)
+    report = replace(_report(done, described), compile_seconds=time.perf_counter() - began)
+    name = Path(imported.source).stem if imported.source.endswith(".onnx") else imported.source
+    manifest = Manifest.create(name, described, imported.inputs, imported.outputs, report)
+    return Session(executable, manifest, threads=threads)
+
+
+def inspect(
+    model: Any,
+    target: str | PivotTarget = "x86",
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+    shapes: Shapes | None = None,
+) -> Report:
+    """What `build` would do to each layer of a model, without compiling it.
+
+    Args and errors: see `build`. The target needs no schedules yet for this.
+    """
+    described = resolve(target)
+    imported = import_model(model, example_inputs=example_inputs, params=params, shapes=shapes)
+    analysis = [phase for phase in PHASES if phase.analysis]
+    return _report(_run_phases(imported, described, True, None, _silent, analysis), described)
+
+
+def _silent(_: str) -> None:
+    return None
+
+
+def _run_phases(
+    imported: ImportedModel,
+    target: PivotTarget,
+    sparse: bool,
+    debug_dir: str | PathLike[str] | None,
+    tell: Progress,
+    phases: Sequence[Any],
+) -> Compilation:
+    state = Compilation(imported.mod, target, sparse)
+    _dump(state.mod, debug_dir, 0, "import")
+    for number, phase in enumerate(phases, start=1):
+        tell(phase.name)
+        try:
+            state = phase.run(state)
+        except PivotError:
+            raise
+        except Exception as error:
+            raise CompileError(
+                f"{imported.source}: phase {phase.name!r} failed: {_first_line(error)}; "
+                f"debug_dir= shows the module before it"
+            ) from error
+        _dump(state.mod, debug_dir, number, phase.name)
+    return state
+
+
+def _dump(mod: IRModule, folder: str | PathLike[str] | None, number: int, name: str) -> None:
+    if folder is None:
+        return
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    text = mod.script(show_meta=False)
+    (path / f"{number:02d}_{name}.py").write_text(text, encoding="utf-8")
+
+
+def _compile(mod: IRModule, target: PivotTarget, source: str) -> relax.VMExecutable:
+    try:
+        return relax.build(mod, target=target.to_tvm())
+    except Exception as error:
+        raise CompileError(f"{source}: TVM could not compile it: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[-1] if text else ''}"
+
+
+def _report(state: Compilation, target: PivotTarget) -> Report:
+    return Report(tuple(state.reports), target.name, tuple(state.notes))

@@ -1,0 +1,301 @@
+"""Running a compiled network: NumPy arrays in, NumPy arrays out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import relax
+
+from . import threads as thread_pool
+from .errors import InputError, PivotError
+
+if TYPE_CHECKING:
+    from .artifact import Manifest
+    from .importer import TensorSpec
+    from .report import Report
+
+Array = npt.NDArray[Any]
+
+# Compiled code uses vector loads that fault on less aligned data.
+_ALIGNMENT = 64
+# Below this, copying an input is cheaper than finding out whether it need be copied.
+_ALWAYS_COPY_BYTES = 16 << 10
+
+
+class Session:
+    """A compiled network, ready to run. `tvm_pivot.build` and `tvm_pivot.load` make one.
+
+    Calls from several threads at once are safe and run side by side: each calling thread has
+    its own Relax virtual machine (10 us to make; weights are shared) and its own TVM pool of
+    `threads` threads. A server with many calling threads usually wants `set_threads(1)`.
+
+    Attributes:
+        inputs: name, shape and dtype of each input, in the order `run` takes them.
+        outputs: the same for the outputs, in the order `run` returns them.
+        report: what was done to each layer.
+    """
+
+    def __init__(
+        self,
+        library: Any,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        library_file: Path | None = None,
+    ) -> None:
+        """Wrap a compiled library.
+
+        Args:
+            library: a `relax.VMExecutable`, or the `tvm.runtime.Module` of an exported one,
+                with a function ``main``.
+            manifest: describes the library; its inputs must be those of ``main``.
+            threads: see `set_threads`; None means `threads.default_count()`.
+            library_file: where `library` was loaded from, for a later `export`.
+
+        Raises:
+            PivotError: the library has no ``main``, or not with the manifest's inputs; or an
+                input or output has a dtype that NumPy has not.
+        """
+        self.manifest = manifest
+        self.inputs: tuple[TensorSpec, ...] = manifest.inputs
+        self.outputs: tuple[TensorSpec, ...] = manifest.outputs
+        self.report: Report = manifest.report
+        self._library = library
+        self._library_file = library_file
+        self._module = library.jit() if isinstance(library, relax.VMExecutable) else library
+        self._threads = thread_pool.default_count()
+        self._threads_required = False
+        if threads is not None:
+            self.set_threads(threads)
+        for spec in self.outputs:
+            _numpy_dtype(spec)
+        self._arity = len(self.inputs)
+        self._copy_output: tuple[bool, ...] | None = None
+        self._lock = threading.Lock()  # held while a thread makes its runner, never to run
+        self._local = threading.local()
+        self._new_runner()
+
+    def __repr__(self) -> str:
+        takes = ", ".join(map(_describe, self.inputs))
+        gives = ", ".join(map(_describe, self.outputs))
+        return f"<tvm_pivot.Session {self.manifest.name!r}: ({takes}) -> ({gives})>"
+
+    def run(self, /, *args: Any, **named: Any) -> Any:
+        """Run the network once.
+
+        Inputs are given in order, by name, or as one dict. Each is a NumPy array, or anything
+        with DLPack or ``__array__`` on the CPU (a torch tensor, say), of exactly the shape and
+        dtype in `inputs`. An array that is large, contiguous, writeable and aligned to 64 bytes
+        (such as an output of another session) is used in place; any other is copied.
+
+        Returns:
+            One array, or a tuple of arrays in the order of `outputs` where there are several.
+            They are the caller's: no later run changes them, and they outlive the session.
+
+        Raises:
+            InputError: a missing or unknown input, a wrong shape or dtype.
+            PivotError: the network failed while running.
+        """
+        if named or len(args) != self._arity or (args and type(args[0]) is dict):
+            args = self._bind(args, named)
+        try:
+            runner: _Runner = self._local.runner
+        except AttributeError:  # the first run on this thread
+            runner = self._new_runner()
+        if thread_pool.current.count != self._threads:
+            thread_pool.configure(self._threads, required=self._threads_required)
+        tensors = [slot.take(x) for slot, x in zip(runner.slots, args)]  # noqa: B905 (_bind checks)
+        results = runner.call(tensors)
+        if self._copy_output is None:
+            self._copy_output = self._shared_outputs(results, runner.call(tensors))
+        if len(results) == 1:
+            return _to_numpy(results[0], self._copy_output[0])
+        return tuple(map(_to_numpy, results, self._copy_output))
+
+    @property
+    def threads(self) -> int:
+        """Threads one `run` may use, the caller included."""
+        return self._threads
+
+    def set_threads(self, count: int) -> None:
+        """Let each later `run` use `count` threads, the caller included.
+
+        The number belongs to this session. Without a call it is ``TVM_NUM_THREADS`` or
+        ``OMP_NUM_THREADS`` as set when the session was made, else one per physical core.
+
+        Raises:
+            PivotError: not a whole number, or more than the CPUs this process may use.
+        """
+        self._threads = thread_pool.check_count(count)
+        self._threads_required = True
+
+    def export(self, path: str | PathLike[str]) -> Path:
+        """Write the network to one file that `tvm_pivot.load` reads. Needs a C compiler to link,
+        unless the session was itself loaded.
+
+        Returns:
+            The path written.
+
+        Raises:
+            ArtifactError: the library cannot be linked, or the file cannot be written.
+        """
+        from . import artifact
+
+        return artifact.save(path, self._library_file or self._library, self.manifest)
+
+    def _new_runner(self) -> _Runner:
+        with self._lock:
+            runner = self._local.runner = _Runner(self._module, self.inputs)
+        return runner
+
+    def _bind(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Arguments in the order of `inputs`, from any of the ways to give them."""
+        if len(args) == 1 and not named and type(args[0]) is dict:
+            named, args = args[0], ()
+        names = [spec.name for spec in self.inputs]
+        expected = f"the network takes {', '.join(map(_describe, self.inputs)) or 'no inputs'}"
+        if len(args) > len(names):
+            raise InputError(f"{len(args)} inputs given; {expected}")
+        for name in named:
+            if name not in names:
+                raise InputError(f"there is no input {name!r}; {expected}")
+            if name in names[: len(args)]:
+                raise InputError(f"input {name!r} is given twice; {expected}")
+        missing = [repr(name) for name in names[len(args) :] if name not in named]
+        if missing:
+            raise InputError(f"input {', '.join(missing)} is missing; {expected}")
+        return (*args, *(named[name] for name in names[len(args) :]))
+
+    def _shared_outputs(self, first: Sequence[Any], second: Sequence[Any]) -> tuple[bool, ...]:
+        """Which outputs are memory that is not theirs alone and must be copied for the user: an
+        input, a constant of the network, or another output.
+
+        Found by running twice, on the first run only, while holding both results: a fresh
+        output is at a new place the second time.
+        """
+        if len(first) != len(self.outputs):
+            raise PivotError(
+                f"the library returns {len(first)} outputs, its manifest says {len(self.outputs)}"
+            )
+        seen = {_address(np.from_dlpack(tensor)) for tensor in first}
+        shared = []
+        for tensor in second:
+            address = _address(np.from_dlpack(tensor))
+            shared.append(address in seen)
+            seen.add(address)
+        return tuple(shared)
+
+
+class _Runner:
+    """One thread's virtual machine and input buffers."""
+
+    __slots__ = ("_main", "_vm", "slots")
+
+    def __init__(self, module: tvm.runtime.Module, inputs: Sequence[TensorSpec]) -> None:
+        self._vm = relax.VirtualMachine(module, tvm.cpu())
+        try:
+            self._main = self._vm["main"]
+            arity = self._vm.module["get_function_arity"]("main")
+        except (AttributeError, RuntimeError) as e:
+            raise PivotError(f"the library has no function 'main': {e}") from e
+        if arity != len(inputs):
+            raise PivotError(f"the library takes {arity} inputs, its manifest says {len(inputs)}")
+        self.slots = [_Slot(spec) for spec in inputs]
+
+    def call(self, tensors: Sequence[Any]) -> Sequence[Any]:
+        """The network's output tensors, always as a sequence."""
+        try:
+            result = self._main(*tensors)
+        except Exception as e:
+            raise PivotError(f"the network failed while running: {e}") from e
+        return (result,) if isinstance(result, tvm.runtime.Tensor) else result
+
+
+class _Slot:
+    """One input: checks an array and turns it into a tensor TVM can read."""
+
+    __slots__ = ("_tensor", "_view", "dtype", "shape", "spec")
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self.spec = spec
+        self.shape = tuple(spec.shape)
+        self.dtype = _numpy_dtype(spec)
+        self._tensor: Any = None
+        self._view: Array | None = None
+
+    def take(self, x: Any) -> Any:
+        """A tensor with the values of `x`: `x` itself where possible, else this slot's buffer."""
+        if type(x) is not np.ndarray:
+            x = self._as_array(x)
+        if x.dtype != self.dtype or x.shape != self.shape:
+            raise self._mismatch(x)
+        if (
+            x.nbytes > _ALWAYS_COPY_BYTES
+            and x.flags.c_contiguous
+            and x.flags.writeable  # NumPy does not lend read-only memory
+            and _address(x) % _ALIGNMENT == 0
+        ):
+            return tvm.runtime.from_dlpack(x)
+        if self._view is None:
+            self._tensor = tvm.runtime.empty(self.shape, self.spec.dtype)
+            self._view = np.from_dlpack(self._tensor)
+        self._view[...] = x
+        return self._tensor
+
+    def _as_array(self, x: Any) -> Array:
+        if isinstance(x, np.ndarray):
+            return x  # a subclass such as memmap
+        try:
+            if hasattr(x, "__dlpack__"):
+                return np.from_dlpack(x)
+            if hasattr(x, "__array__"):
+                return np.asarray(x)
+        except Exception as e:  # whatever the other library raises
+            raise InputError(
+                f"input {self.spec.name!r}: {type(x).__name__} cannot be read as an array: {e}; "
+                f"a torch tensor needs .detach().cpu()"
+            ) from e
+        raise InputError(
+            f"input {self.spec.name!r}: expected an array, got {type(x).__name__}; "
+            f"pass np.asarray(value, dtype={self.spec.dtype!r})"
+        )
+
+    def _mismatch(self, x: Array) -> InputError:
+        message = f"input {self.spec.name!r}: expected {_describe(self.spec, False)}, "
+        message += f"got {x.dtype} {list(x.shape)}"
+        if x.dtype != self.dtype:
+            message += f"; convert it with .astype({self.spec.dtype!r})"
+        return InputError(message)
+
+
+def _numpy_dtype(spec: TensorSpec) -> np.dtype[Any]:
+    try:
+        dtype = np.dtype(spec.dtype)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.isbuiltin != 1:  # bfloat16 & co. of ml_dtypes have no DLPack
+        raise PivotError(f"{spec.name!r}: NumPy has no dtype {spec.dtype!r}")
+    return dtype
+
+
+def _to_numpy(tensor: Any, copy: bool) -> Array:
+    array: Array = np.from_dlpack(tensor)
+    # NumPy 1.x hands out DLPack memory read-only.
+    return array.copy() if copy or not array.flags.writeable else array
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _describe(spec: TensorSpec, with_name: bool = True) -> str:
+    text = f"{spec.dtype} {list(spec.shape)}"
+    return f"{spec.name!r} {text}" if with_name else text
