@@ -1,0 +1,1 @@
+"""Standing networks, measuring scripts and their results; not part of the installed package."""
