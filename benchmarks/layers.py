@@ -1,0 +1,194 @@
+"""Single layers against torch's dense sgemm: `make bench-layers`.
+
+For each shape and density the packed kernel that the schedule rule chooses (no tuning), the same
+kernel family run dense, and `torch.mm` on the dense weights are timed in turn, in one process,
+on one thread. Outputs are checked against float64 before any time counts.
+
+    fraction of linear = (torch time / kernel time) * density
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+for _name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import numpy as np
+import torch
+import tvm
+from tvm import relax
+
+from tvm_pivot.layout import BlockShape
+from tvm_pivot.pack import pack
+from tvm_pivot.planes import AxisGeometry, ConvGeometry
+from tvm_pivot.relay_passes.detect import plan_layer, planes_problem
+from tvm_pivot.relay_passes.layers import Layer, Plan
+from tvm_pivot.schedules.block_sparse import Epilogue, planes_kernel
+from tvm_pivot.schedules.block_sparse_moves import schedule_planes
+from tvm_pivot.schedules.x86 import choose_planes
+from tvm_pivot.targets import PivotTarget, resolve
+
+SHAPES = ((192, 1024, 256), (192, 256, 1024), (768, 512, 128), (768, 128, 512))
+CASES = ((8, 0.05), (8, 0.1), (8, 0.2), (1, 0.1))
+WARM, TIMED = 2, 5
+
+
+def block_mask(rng: np.random.Generator, n: int, k: int, rows: int, density: float) -> Any:
+    """A random mask [n, k] of `rows` x 1 blocks with exactly round(density * blocks) kept."""
+    blocks = n // rows * k
+    kept = np.zeros(blocks, bool)
+    kept[rng.permutation(blocks)[: round(density * blocks)]] = True
+    return np.repeat(kept.reshape(n // rows, k), rows, axis=0)
+
+
+def compiled(
+    layer: Layer, plan: Plan, target: PivotTarget, x: Any
+) -> tuple[Callable[[], None], Any]:
+    """A call that runs the layer's kernel on planes `x` once, and the output it writes."""
+    problem = planes_problem(layer, plan, Epilogue())
+    tile, _ = choose_planes(problem, plan.entries, target)
+    func = schedule_planes(planes_kernel(problem, tile), problem, tile)
+    lib = tvm.compile(
+        tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=target.to_tvm()
+    )
+    packed = pack(
+        layer.matrix,
+        BlockShape(plan.block_rows),
+        columns=layer.geometry.offsets(),
+        slots=plan.slots[0],
+        keep_all=plan.keep_all,
+    )
+    bias = np.zeros(packed.rows.size, np.float32)
+    out = tvm.runtime.tensor(np.zeros((1, problem.rows, problem.pixels), np.float32))
+    tables = (packed.indptr, packed.index, packed.data, packed.rows, bias)
+    args = [tvm.runtime.tensor(a) for a in (x.reshape(1, -1), *tables)] + [out]
+    main = lib["main"]
+    return lambda: main(*args), out
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call: the candidates take turns, `rounds` times.
+
+    A turn begins with calls that are not timed, for the candidate before has filled the caches
+    with its own weights; then each call is timed by itself.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            for _ in range(WARM):
+                call()
+            for _ in range(TIMED):
+                begin = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def measure(shape: tuple[int, int, int], rows: int, density: float, rounds: int) -> dict[str, Any]:
+    """One line of the table: minima and medians in microseconds."""
+    m, k, n = shape
+    rng = np.random.default_rng([m, k, n, rows, round(1000 * density)])
+    mask = block_mask(rng, n, k, rows, density)
+    weight = np.where(mask, rng.standard_normal((n, k)), 0).astype(np.float32)
+    x = rng.standard_normal((k, m)).astype(np.float32)
+    target = replace(resolve("x86"), cores=1)
+    geometry = ConvGeometry(1, k, n, AxisGeometry(1, 1), AxisGeometry(m, 1))
+    layer = Layer(relax.Var("layer"), "dense", (k, n), weight, geometry)
+    plans = {
+        name: plan_layer(layer, target, sparse).plan
+        for name, sparse in (("sparse", True), ("own_dense", False))
+    }
+    a, b, c = torch.from_numpy(weight), torch.from_numpy(x), torch.empty(n, m)
+    calls: dict[str, Callable[[], Any]] = {"torch": lambda: torch.mm(a, b, out=c)}
+    want = weight.astype(np.float64) @ x
+    bound = k * np.finfo(np.float32).eps * (np.abs(weight).astype(np.float64) @ np.abs(x)).max()
+    for name, plan in plans.items():
+        call, out = compiled(layer, plan, target, x)
+        call()
+        error = float(np.abs(out.numpy()[0] - want).max())
+        if not error <= bound:
+            raise SystemExit(f"{name} is wrong on {shape}: error {error:.2e}, bound {bound:.2e}")
+        calls[name] = call
+    times = interleaved(calls, rounds)
+    low = {name: min(t) for name, t in times.items()}
+    d = float(mask.mean())
+    return {
+        "pixels": m,
+        "K": k,
+        "N": n,
+        "block": f"{rows}x1",
+        "density": d,
+        "plan": f"{plans['sparse'].block_rows}x1",
+        **{f"{name}_us_min": 1e6 * t for name, t in low.items()},
+        **{f"{name}_us_median": 1e6 * statistics.median(t) for name, t in times.items()},
+        "speedup": low["torch"] / low["sparse"],
+        "fraction_of_linear": low["torch"] / low["sparse"] * d,
+        "own_speedup": low["own_dense"] / low["sparse"],
+        "own_fraction_of_linear": low["own_dense"] / low["sparse"] * d,
+        "useful_gflops": 2e-9 * d * k * n * m / low["sparse"],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--json", type=Path, help="write the results there")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results = []
+    print(
+        f"1 thread, fp32, tvm {tvm.__version__}, torch {torch.__version__}, "
+        f"{resolve('x86').tvm['mcpu']}; minima of {args.rounds} turns of {TIMED}; us"
+    )
+    print(
+        " pixels     K     N  block  density  torch  own dense  sparse  speed-up  of linear  "
+        "vs own dense  GFLOP/s"
+    )
+    for rows, density in CASES:
+        for shape in SHAPES:
+            r = measure(shape, rows, density, args.rounds)
+            results.append(r)
+            print(
+                f"{r['pixels']:7d} {r['K']:5d} {r['N']:5d} {r['block']:>6} {r['density']:8.3f} "
+                f"{r['torch_us_min']:6.0f} {r['own_dense_us_min']:10.0f} "
+                f"{r['sparse_us_min']:7.1f} {r['speedup']:8.1f}x {r['fraction_of_linear']:10.2f} "
+                f"{r['own_speedup']:12.1f}x {r['useful_gflops']:8.0f}",
+                flush=True,
+            )
+    blocks = [r for r in results if r["block"] == "8x1"]
+    for key, label in (("fraction_of_linear", "torch"), ("own_fraction_of_linear", "our own")):
+        values = [r[key] for r in blocks]
+        mean = math.exp(statistics.fmean(map(math.log, values)))
+        print(
+            f"8x1 blocks, fraction of linear over {label} dense: geometric mean {mean:.2f}, "
+            f"least {min(values):.2f}"
+        )
+    least = min(r["speedup"] for r in results if r["block"] == "1x1")
+    print(f"unstructured at 0.1: least speed-up over torch {least:.1f}x")
+    if args.json:
+        host = {
+            "machine": platform.processor() or platform.machine(),
+            "python": sys.version.split()[0],
+            "tvm": tvm.__version__,
+            "torch": torch.__version__,
+            "threads": 1,
+        }
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"host": host, "results": results}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
