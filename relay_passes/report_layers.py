@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..layout import BlockShape
-from ..pattern import FULL, Pattern, classify
-from ..report import LayerReport
+from ..pattern import FULL, TOLD, Pattern, block_fill, classify
+from ..report import BlockFill, LayerReport
 from .layers import Layer, PlannedLayer
 
 
@@ -67,7 +67,13 @@ def _report(layer: Layer, pattern: Pattern, planned: PlannedLayer) -> LayerRepor
         flops_dense=2 * layer.matrix.size * layer.pixels,
         flops_kept=2 * (kept if planned.skips else left.matrix.size) * left.pixels,
         kernel="",
+        fills=_fills(layer) if pattern.density < 1.0 else (),
     )
+
+
+def _fills(layer: Layer) -> tuple[BlockFill, ...]:
+    mask = layer.matrix != 0
+    return tuple(BlockFill(str(block), round(block_fill(mask, block), 4)) for block in TOLD)
 
 
 def _reason(planned: PlannedLayer, pattern: Pattern, dropped: bool) -> str:

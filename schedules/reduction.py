@@ -19,6 +19,7 @@ from .moves import extent_of, finish, fuse, overlap_tail, parallelise, split_vec
 from .stages import stage_loops
 
 ACCUMULATORS = 4  # vectors in flight: an addition takes about as many cycles
+MAX_STRIDE = 4
 UNROLLED_WINDOW = 16  # taps of a pooling window that are written out
 
 
@@ -84,9 +85,8 @@ def _keep(sch: s_tir.Schedule, block: Block, reduced: set[str]) -> bool:
     consumers = [Block(sch, rv) for rv in sch.get_consumers(block.rv)]
     producers = {str(sch.get(rv).name_hint) for rv in sch.get_producers(block.rv)}
     repeated = sum(consumer.size for consumer in consumers) > 4 * fresh.size
-    is_padding = bool(fresh.branch_vars) and any("R" in c.kinds for c in consumers)
-    if is_padding and repeated:
-        return True
+    if fresh.branch_vars and any("R" in consumer.kinds for consumer in consumers):
+        return True  # padding: its conditions would keep the windows from being vectors
     if repeated and producers & reduced:
         return True
     uses = sum(
@@ -306,13 +306,22 @@ def _schedule_column(sch: s_tir.Schedule, block: Block, outer: Any) -> None:
     spatial, reduced = stage_loops(sch, block.rv, outer)
     if spatial and reduced:
         sch.reorder(*reduced, *spatial)
-    if spatial:
+    if spatial and not _strided(block):
         sch.vectorize(spatial[-1])
-    window = 1
-    for loop in reduced:
-        window *= extent_of(sch, loop)
-    if window <= UNROLLED_WINDOW:
-        for loop in reduced:
+    taps = 1
+    for loop in reversed(reduced):
+        taps *= extent_of(sch, loop)
+        if taps <= UNROLLED_WINDOW:
             sch.unroll(loop)
     if reduced:
         sch.decompose_reduction(block.rv, reduced[0])
+
+
+def _strided(block: Block) -> bool:
+    """Whether the block reads every second element or so along its last spatial axis.
+
+    Of a vector with a stride TVM makes one load for each lane; of a plain loop LLVM makes
+    whole vectors and shuffles.
+    """
+    last = max(axis for axis, kind in enumerate(block.kinds) if kind == "S")
+    return any(1 < (load.strides[last] or 0) <= MAX_STRIDE for load in block.loads)

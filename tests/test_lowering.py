@@ -210,6 +210,16 @@ def test_a_plan_is_never_predicted_slower_than_dense(density, pixels):
     assert pruned.plan.cycles <= full.plan.cycles
 
 
+def test_the_report_tells_the_fill_of_other_blocks():
+    weight = np.repeat(RNG.random((32, 24)) < 0.3, 4, axis=1) * RNG.standard_normal((32, 96))
+    body = module([(40, 32)], lambda emit, x: relax.op.matmul(x, relax.const(weight.astype("f"))))
+    (layer,) = tvm_pivot.inspect(body).layers
+    fills = {f.block: f.fill for f in layer.fills}
+    assert fills["2x1"] == fills["4x1"] == 1.0
+    assert layer.density < fills["16x1"] < fills["8x1"] < 1.0
+    assert fills["8x8"] < fills["4x4"] < 1.0
+
+
 def test_float64_layers_are_left_to_tvm():
     x = relax.Var("x", relax.TensorType((4, 8), "float64"))
     builder = relax.BlockBuilder()

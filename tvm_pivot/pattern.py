@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,10 @@ from .layout import BlockShape, FloatArray
 # A mask is called block-pruned when this share of its kept block slots is non-zero: training
 # sets a weight to exactly zero now and then.
 FULL = 0.98
-HEIGHTS = (64, 32, 16, 8, 4, 2, 1)
-WIDTHS = (16, 8, 4, 2, 1)
+# Twice a block shape that is full may be full too; one that is not never is.
+SIZES = (2, 4, 8, 16, 32, 64)
+# The blocks whose fill is told to the user.
+TOLD = tuple(BlockShape(*s) for s in ((2, 1), (4, 1), (8, 1), (16, 1), (4, 4), (8, 8), (16, 16)))
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,11 @@ class Pattern:
         name: ``"dense"``, ``"zero"``, ``"unstructured"``, or e.g. ``"8x1 blocks"``.
         density: non-zeros / all weights.
         block: the largest block shape that is full; 1 x 1 where nothing larger is.
-        fill: non-zeros per slot of kept R x 1 blocks, for each R of `HEIGHTS`.
     """
 
     name: str
     density: float
     block: BlockShape
-    fill: dict[int, float]
 
 
 def block_mask(mask: npt.NDArray[np.bool_], block: BlockShape) -> npt.NDArray[np.bool_]:
@@ -58,17 +59,22 @@ def classify(weight: FloatArray) -> Pattern:
     mask = weight != 0
     kept = int(np.count_nonzero(mask))
     density = kept / max(weight.size, 1)
-    heights = [r for r in HEIGHTS if r <= weight.shape[0]]
-    fill = {r: block_fill(mask, BlockShape(r)) for r in heights}
-    none = BlockShape(1)
     if kept == 0:
-        return Pattern("zero", 0.0, none, fill)
+        return Pattern("zero", 0.0, BlockShape(1))
     if density >= FULL:
-        return Pattern("dense", density, none, fill)
-    rows = next(r for r in heights if fill[r] >= FULL)
-    cols = next(
-        c for c in WIDTHS if c <= weight.shape[1] and block_fill(mask, BlockShape(rows, c)) >= FULL
-    )
+        return Pattern("dense", density, BlockShape(1))
+    rows = _largest(weight.shape[0], lambda r: block_fill(mask, BlockShape(r)))
+    cols = _largest(weight.shape[1], lambda c: block_fill(mask, BlockShape(rows, c)))
     block = BlockShape(rows, cols)
     name = "unstructured" if rows == cols == 1 else f"{block} blocks"
-    return Pattern(name, density, block, fill)
+    return Pattern(name, density, block)
+
+
+def _largest(extent: int, fill: Callable[[int], float]) -> int:
+    """The largest of `SIZES` up to `extent` whose blocks are full, or 1."""
+    largest = 1
+    for size in SIZES:
+        if size > extent or fill(size) < FULL:
+            break
+        largest = size
+    return largest

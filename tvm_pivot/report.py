@@ -14,6 +14,14 @@ _LINE_WIDTH = 116
 
 
 @dataclass(frozen=True)
+class BlockFill:
+    """Non-zeros per slot of a layer's kept blocks, 0 to 1, for one block shape, e.g. ``"4x4"``."""
+
+    block: str
+    fill: float
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """One dense or convolution layer.
 
@@ -30,6 +38,7 @@ class LayerReport:
         flops_dense: floating-point operations of the layer with no zero skipped.
         flops_kept: operations that non-zero weights ask for.
         kernel: the name of the kernel that runs it; empty when nothing was compiled.
+        fills: what the fill of the model's own rows and columns would be with other blocks.
     """
 
     name: str
@@ -44,6 +53,7 @@ class LayerReport:
     flops_dense: int
     flops_kept: int
     kernel: str
+    fills: tuple[BlockFill, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("density", "fill"):
