@@ -18,6 +18,10 @@ from ..targets import PivotTarget
 from .layers import Layer, Plan, PlannedLayer, find_layers
 
 
+# A sparse plan must promise at least this much: what the prediction is off by, about.
+MARGIN = 0.9
+
+
 def detect(mod: IRModule, target: PivotTarget, *, sparse: bool = True) -> list[PlannedLayer]:
     """A plan for every dense and conv2d layer of the canonical module `mod`, in order.
 
@@ -62,8 +66,8 @@ def plan_layer(layer: Layer, target: PivotTarget, sparse: bool) -> PlannedLayer:
     dense = min(candidates, key=lambda plan: plan.cycles)
     best = dense
     if sparse and not np.all(layer.matrix):
-        kept = list(_candidates(layer, target, keep_all=False))
-        best = min([*kept, dense], key=lambda plan: plan.cycles)
+        kept = min(_candidates(layer, target, keep_all=False), key=lambda plan: plan.cycles)
+        best = kept if kept.cycles < MARGIN * dense.cycles else dense
     return PlannedLayer(layer, best, dense.cycles, sparse)
 
 

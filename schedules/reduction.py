@@ -85,7 +85,8 @@ def _keep(sch: s_tir.Schedule, block: Block, reduced: set[str]) -> bool:
     consumers = [Block(sch, rv) for rv in sch.get_consumers(block.rv)]
     producers = {str(sch.get(rv).name_hint) for rv in sch.get_producers(block.rv)}
     repeated = sum(consumer.size for consumer in consumers) > 4 * fresh.size
-    if fresh.branch_vars and any("R" in consumer.kinds for consumer in consumers):
+    windows = [consumer for consumer in consumers if not consumer.spatial]
+    if fresh.vars and fresh.vars[-1] in fresh.branch_vars and not all(map(_strided, windows)):
         return True  # padding: its conditions would keep the windows from being vectors
     if repeated and producers & reduced:
         return True
@@ -237,7 +238,8 @@ def _schedule_vertical(
     anchor = blocks[-1]
     work = sum(block.size * block.cost for block in blocks)
     padding = [block for block in blocks[:-1] if block.spatial and block.branch_vars]
-    outer = _split_rows(sch, anchor, rows, bool(padding), target)
+    windows = bool(padding) or any(_strided(block) for block in blocks if not block.spatial)
+    outer = _split_rows(sch, anchor, rows, windows, target)
     tile = outer.pop()
     shared = _axes_before_padding(padding, anchor, rows, target)
     around = fuse(sch, outer[:shared]) if shared else None
@@ -306,7 +308,8 @@ def _schedule_column(sch: s_tir.Schedule, block: Block, outer: Any) -> None:
     spatial, reduced = stage_loops(sch, block.rv, outer)
     if spatial and reduced:
         sch.reorder(*reduced, *spatial)
-    if spatial and not _strided(block):
+    plain = bool(reduced) and _strided(block)
+    if spatial and not plain:
         sch.vectorize(spatial[-1])
     taps = 1
     for loop in reversed(reduced):
@@ -314,7 +317,9 @@ def _schedule_column(sch: s_tir.Schedule, block: Block, outer: Any) -> None:
         if taps <= UNROLLED_WINDOW:
             sch.unroll(loop)
     if reduced:
-        sch.decompose_reduction(block.rv, reduced[0])
+        init = sch.decompose_reduction(block.rv, reduced[0])
+        if spatial and plain:
+            sch.vectorize(sch.get_loops(init)[-1])
 
 
 def _strided(block: Block) -> bool:

@@ -24,7 +24,8 @@ class PivotTarget:
         l2_bytes: level-2 cache of one core.
         fma_per_cycle: vector multiply-adds issued per cycle.
         fma_latency: cycles until a multiply-add's result can be added to.
-        load_cycles: cycles per vector load from level 1, and from level 2.
+        load_cycles: cycles that a vector load adds to the multiply-adds it overlaps with, from
+            level 1 and from level 2.
         cores: cores a network may use when the user does not say.
         block_rows: heights R of R x 1 blocks to consider, best first.
         has_schedules: False where only the description exists so far.
@@ -39,7 +40,7 @@ class PivotTarget:
     l2_bytes: int
     fma_per_cycle: float = 2.0
     fma_latency: float = 4.0
-    load_cycles: tuple[float, float] = (0.5, 1.25)
+    load_cycles: tuple[float, float] = (0.1, 1.4)
     cores: int = 1
     block_rows: tuple[int, ...] = (8, 16, 4, 2, 1)
     has_schedules: bool = True
