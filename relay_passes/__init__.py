@@ -95,6 +95,8 @@ def _lower(state: Compilation) -> Compilation:
 
 def _fuse(state: Compilation) -> Compilation:
     passes = [
+        relax.backend.DispatchSampling(),
+        relax.backend.DispatchSortScan(),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
@@ -103,8 +105,9 @@ def _fuse(state: Compilation) -> Compilation:
         relax.transform.DeadCodeElimination(),
     ]
     mod = state.mod
-    for step in passes:
-        mod = step(mod)
+    with state.target.to_tvm():  # sorts and scans are lowered for the target at hand
+        for step in passes:
+            mod = step(mod)
     return replace(state, mod=mod)
 
 

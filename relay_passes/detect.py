@@ -17,7 +17,6 @@ from ..schedules.block_sparse import Epilogue, PlanesProblem, RowsProblem
 from ..targets import PivotTarget
 from .layers import Layer, Plan, PlannedLayer, find_layers
 
-
 # A sparse plan must promise at least this much: what the prediction is off by, about.
 MARGIN = 0.9
 

@@ -9,8 +9,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import tvm
 from tvm import relax
 from tvm.ir import IRModule
+from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
 
 from .artifact import Manifest
 from .errors import CompileError, PivotError
@@ -126,8 +128,11 @@ def _dump(mod: IRModule, folder: str | PathLike[str] | None, number: int, name: 
 
 
 def _compile(mod: IRModule, target: PivotTarget, source: str) -> relax.VMExecutable:
+    machine = target.to_tvm()
+    # Not TVM's default pipeline: it would legalise and fuse again what is scheduled already.
+    steps = cpu_pipeline.dataflow_lower_passes(machine) + cpu_pipeline.finalize_passes(machine)
     try:
-        return relax.build(mod, target=target.to_tvm())
+        return relax.build(mod, machine, relax_pipeline=tvm.transform.Sequential(steps))
     except Exception as error:
         raise CompileError(f"{source}: TVM could not compile it: {_first_line(error)}") from error
 
