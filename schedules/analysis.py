@@ -21,6 +21,8 @@ _FREE_CALLS = {"prim.if_then_else", "tirx.likely", "prim.likely", "tirx.reinterp
 
 _IF_THEN_ELSE = ir.Op.get("prim.if_then_else")
 
+# Marks a plain innermost loop over strided data, which LLVM vectorises better than TVM.
+LEFT_TO_LLVM = "pivot.left_to_llvm"
 NAIVE_ITERATIONS = 64
 
 
@@ -273,7 +275,8 @@ def leaf_blocks(sch: s_tir.Schedule) -> list[Block] | None:
 
 def is_naive(func: tirx.PrimFunc) -> bool:
     """Whether a loop nest of more than 64 iterations runs one by one: no loop around or in it is
-    parallel, vectorised or unrolled. Calls of library functions do not count as loops."""
+    parallel, vectorised (by us, or marked `LEFT_TO_LLVM`) or unrolled. Calls of library functions
+    do not count as loops."""
     return _has_naive_nest(func.body, 1)
 
 
@@ -291,7 +294,7 @@ def _has_naive_nest(node: Any, iterations: int) -> bool:
 
 
 def _loop_is_naive(loop: Any, iterations: int) -> bool:
-    if loop.kind != tirx.ForKind.SERIAL:
+    if loop.kind != tirx.ForKind.SERIAL or LEFT_TO_LLVM in loop.annotations:
         return False
     known = isinstance(loop.extent, tirx.IntImm)
     extent = int(loop.extent) if known else NAIVE_ITERATIONS

@@ -11,14 +11,19 @@ from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
 from ..planes import SLACK, ConvGeometry
+from .analysis import LEFT_TO_LLVM
 from .block_sparse_moves import SCHEDULED
 
 
 def _loop(
-    extent: int, body: Callable[[Any], Any], kind: tirx.ForKind = tirx.ForKind.SERIAL
+    extent: int,
+    body: Callable[[Any], Any],
+    kind: tirx.ForKind = tirx.ForKind.SERIAL,
+    annotations: dict[str, Any] | None = None,
 ) -> tirx.For:
     var = tirx.Var("i", "int32")
-    return tirx.For(var, tirx.const(0, "int32"), tirx.const(extent, "int32"), kind, body(var))
+    zero, end = (tirx.const(value, "int32") for value in (0, extent))
+    return tirx.For(var, zero, end, kind, body(var), annotations=annotations)
 
 
 def _vectors(count: int, lanes: int, body: Callable[[Any], Any]) -> tirx.For:
@@ -68,7 +73,11 @@ def pack_planes(geometry: ConvGeometry, lanes: int, parallel: bool) -> tirx.Prim
                 load = tirx.BufferLoad(x, [n, c, source_y, source_x])
                 return tirx.BufferStore(p, load, [n, at_row + at])
 
-            return _vectors(end - first, lanes, copied)
+            if x_axis.stride == 1:
+                return _vectors(end - first, lanes, copied)
+            # Of a vector with a stride TVM makes one load per lane; of a plain loop LLVM makes
+            # whole loads and shuffles.
+            return _loop(end - first, copied, annotations={LEFT_TO_LLVM: True})
 
         return [_loop(end_row - first_row, row)]
 
