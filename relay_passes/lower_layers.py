@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from .detect import planes_problem, rows_problem
 from .epilogues import FusedLayer, fuse_epilogues
 from .feature_major import FeatureMajor
 from .graph import MAIN, Rewriter, constant, static_shape
-from .layers import Plan, PlannedLayer
+from .layers import Layer, Plan, PlannedLayer
 
 # Fewer floats than this are copied faster by one core than by waking another.
 PARALLEL_FLOATS = 1 << 17
@@ -48,14 +48,40 @@ class _Kernels:
     functions: dict[str, tirx.PrimFunc] = field(default_factory=dict)
     names: dict[object, str] = field(default_factory=dict)
 
-    def add(self, rw: Rewriter, key: object, prefix: str, make: object) -> GlobalVar:
+    def add(
+        self, rw: Rewriter, key: object, prefix: str, make: Callable[[], tirx.PrimFunc]
+    ) -> GlobalVar:
+        """The kernel of `key`; `make` makes it the first time."""
         if key not in self.names:
             name = f"{prefix}_{len(self.names)}"
-            func = make()  # type: ignore[operator]
+            func = make().with_attr("global_symbol", name)
             self.names[key] = name
-            self.functions[name] = func.with_attr("global_symbol", name)
+            self.functions[name] = func
             self.globals[name] = rw.builder.add_func(func, name)
         return self.globals[self.names[key]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """A layer where it stands in the new function.
+
+    Attributes:
+        fused: the layer and its epilogue.
+        plan: how to run it.
+        x: its input.
+        residual: what its epilogue adds, in the shape of the output.
+        shape: the output's shape in the graph.
+    """
+
+    fused: FusedLayer
+    plan: Plan
+    x: Expr
+    residual: Expr | None
+    shape: tuple[int, ...]
+
+    @property
+    def layer(self) -> Layer:
+        return self.fused.layer
 
 
 class _Lowering:
@@ -65,7 +91,7 @@ class _Lowering:
         self.target = target
         self.ends = {f.end: (f, plans[f.layer.var]) for f in fused}
         self.inner = {var for f in fused for var in f.inner}
-        self.calls = {f.layer.var: f for f in fused}
+        self.starts = {f.layer.var for f in fused}
         self.inputs: dict[Var, Expr] = {}
         self.kernels = _Kernels()
         self.kernel_of: dict[Var, str] = {}
@@ -73,7 +99,8 @@ class _Lowering:
         self.feature_major = FeatureMajor()
 
     def visit(self, rw: Rewriter, var: Var, value: Expr) -> Expr:
-        if var in self.calls:
+        """Put a layer's kernel where its fused chain ends; pass everything else on."""
+        if var in self.starts:
             self.inputs[var] = value.args[0]
         if var in self.inner:
             # Computed by the kernel at the end of its chain; nothing else reads it.
@@ -81,60 +108,37 @@ class _Lowering:
         if var not in self.ends:
             return self.feature_major.follow(rw, var, value)
         fused, plan = self.ends[var]
-        layer = fused.layer
-        residual = None if fused.residual is None else _new(rw, fused.residual)
-        x = self.inputs[layer.var]
         shape = static_shape(var)
         assert shape is not None
+        residual = fused.residual
+        if isinstance(residual, Var):
+            residual = rw.remap.get(residual, residual)
+        site = _Site(fused, plan, self.inputs[fused.layer.var], residual, shape)
         if plan.form == "rows":
-            return self._rows(rw, fused, plan, x, residual, shape)
-        if layer.op == "dense":
-            return self._dense(rw, fused, plan, x, residual, shape)
-        return self._conv(rw, fused, plan, x, residual, shape)
+            return self._rows(rw, site)
+        return self._dense(rw, site) if site.layer.op == "dense" else self._conv(rw, site)
 
-    def _conv(
-        self,
-        rw: Rewriter,
-        fused: FusedLayer,
-        plan: Plan,
-        x: Expr,
-        residual: Expr | None,
-        shape: tuple[int, ...],
-    ) -> Expr:
-        g = fused.layer.geometry
+    def _conv(self, rw: Rewriter, site: _Site) -> Expr:
+        g = site.layer.geometry
         if g.direct:
-            planes = rw.emit(relax.op.reshape(x, (g.batch, g.image_floats)))
+            planes = rw.emit(relax.op.reshape(site.x, (g.batch, g.image_floats)))
         else:
-            planes = self._packed(rw, x, g)
-        return _reshaped(rw, self._planes(rw, fused, plan, planes, residual), shape)
+            planes = self._packed(rw, site.x, g)
+        return _reshaped(rw, self._planes(rw, site, planes, site.residual), site.shape)
 
-    def _dense(
-        self,
-        rw: Rewriter,
-        fused: FusedLayer,
-        plan: Plan,
-        x: Expr,
-        residual: Expr | None,
-        shape: tuple[int, ...],
-    ) -> Expr:
+    def _dense(self, rw: Rewriter, site: _Site) -> Expr:
         """Rows become pixels: the kernel reads and writes [features, rows]."""
-        planes = rw.emit(relax.op.reshape(self.feature_major.of(rw, x), (1, -1)))
-        other = None if residual is None else self.feature_major.of(rw, residual)
-        y = self._planes(rw, fused, plan, planes, other)
-        matrix = rw.emit(relax.op.reshape(y, (shape[-1], int(np.prod(shape[:-1])))))
-        return self.feature_major.record(rw, matrix, shape)
+        planes = rw.emit(relax.op.reshape(self.feature_major.of(rw, site.x), (1, -1)))
+        other = None if site.residual is None else self.feature_major.of(rw, site.residual)
+        y = self._planes(rw, site, planes, other)
+        features, rows = site.shape[-1], int(np.prod(site.shape[:-1]))
+        matrix = rw.emit(relax.op.reshape(y, (features, rows)))
+        return self.feature_major.record(rw, matrix, site.shape)
 
-    def _planes(
-        self, rw: Rewriter, fused: FusedLayer, plan: Plan, planes: Expr, residual: Expr | None
-    ) -> Expr:
-        layer = fused.layer
-        problem = planes_problem(layer, plan, fused.epilogue)
+    def _planes(self, rw: Rewriter, site: _Site, planes: Expr, residual: Expr | None) -> Expr:
+        plan, layer = site.plan, site.layer
+        problem = planes_problem(layer, plan, site.fused.epilogue)
         tile, _ = tile_rule(self.target).choose_planes(problem, plan.entries, self.target)
-
-        def make() -> tirx.PrimFunc:
-            return schedule_planes(planes_kernel(problem, tile), problem, tile)
-
-        kernel = self.kernels.add(rw, (problem, tile), f"{layer.op}_{_kind(plan)}", make)
         parts = [
             pack(
                 matrix,
@@ -145,62 +149,45 @@ class _Lowering:
             )
             for group, matrix in enumerate(layer.group_matrices())
         ]
-        out = (
-            (problem.batch, problem.rows, problem.pixels)
-            if problem.compact
-            else (problem.batch, problem.rows, problem.height, problem.width)
+        name = self._kernel(
+            rw,
+            site,
+            (problem, tile),
+            lambda: schedule_planes(planes_kernel(problem, tile), problem, tile),
         )
-        return self._call(rw, fused, kernel, planes, join(parts), residual, out)
+        return _call(rw, site, name, problem.output, planes, join(parts), residual)
 
-    def _rows(
-        self,
-        rw: Rewriter,
-        fused: FusedLayer,
-        plan: Plan,
-        x: Expr,
-        residual: Expr | None,
-        shape: tuple[int, ...],
-    ) -> Expr:
-        layer = fused.layer
-        problem = rows_problem(layer, plan, fused.epilogue)
+    def _rows(self, rw: Rewriter, site: _Site) -> Expr:
+        plan, matrix = site.plan, site.layer.matrix
+        problem = rows_problem(site.layer, plan, site.fused.epilogue)
         tile, _ = tile_rule(self.target).choose_rows(problem, plan.entries, self.target)
-
-        def make() -> tirx.PrimFunc:
-            return schedule_rows(rows_kernel(problem, tile), problem, tile)
-
-        kernel = self.kernels.add(rw, (problem, tile), f"{layer.op}_{_kind(plan)}", make)
         packed: PackedWeight | SlicedWeight
         if plan.own_columns:
-            packed = pack_sliced(layer.matrix, plan.block_rows, unroll=tile.unroll)
+            packed = pack_sliced(matrix, plan.block_rows, unroll=tile.unroll)
         else:
             packed = pack(
-                layer.matrix,
+                matrix,
                 BlockShape(plan.block_rows),
                 unroll=tile.unroll,
                 slots=plan.slots[0],
                 keep_all=plan.keep_all,
             )
-        matrix = _reshaped(rw, x, (problem.inputs, problem.columns))
-        out = (problem.inputs, problem.rows)
-        y = self._call(rw, fused, kernel, matrix, packed, residual, out)
-        return _reshaped(rw, y, shape)
+        name = self._kernel(
+            rw,
+            site,
+            (problem, tile),
+            lambda: schedule_rows(rows_kernel(problem, tile), problem, tile),
+        )
+        x = _reshaped(rw, site.x, (problem.inputs, problem.columns))
+        y = _call(rw, site, name, problem.output, x, packed, site.residual)
+        return _reshaped(rw, y, site.shape)
 
-    def _call(
-        self,
-        rw: Rewriter,
-        fused: FusedLayer,
-        kernel: GlobalVar,
-        x: Expr,
-        packed: PackedWeight | SlicedWeight,
-        residual: Expr | None,
-        out: tuple[int, ...],
-    ) -> Expr:
-        self.kernel_of[fused.layer.var] = str(kernel.name_hint)
-        tables = (packed.indptr, packed.index, packed.data, packed.rows, fused.bias[packed.rows])
-        args = [x, *(constant(table) for table in tables)]
-        if residual is not None:
-            args.append(_reshaped(rw, residual, out))
-        return rw.emit(relax.call_tir(kernel, args, relax.TensorType(out, "float32")))
+    def _kernel(
+        self, rw: Rewriter, site: _Site, key: object, make: Callable[[], tirx.PrimFunc]
+    ) -> GlobalVar:
+        kernel = self.kernels.add(rw, key, f"{site.layer.op}_{_kind(site.plan)}", make)
+        self.kernel_of[site.layer.var] = str(kernel.name_hint)
+        return kernel
 
     def _packed(self, rw: Rewriter, x: Expr, g: ConvGeometry) -> Expr:
         """The planes of `x`; layers that read it the same way share them."""
@@ -208,24 +195,37 @@ class _Lowering:
         key = (x, layout)
         if key not in self.planes:
             parallel = self.target.cores > 1 and g.batch * g.image_floats > PARALLEL_FLOATS
-
-            def make() -> tirx.PrimFunc:
-                return pack_planes(g, self.target.lanes, parallel)
-
-            kernel = self.kernels.add(rw, layout, "pack_planes", make)
+            lanes = self.target.lanes
+            kernel = self.kernels.add(
+                rw, layout, "pack_planes", lambda: pack_planes(g, lanes, parallel)
+            )
             out = relax.TensorType((g.batch, g.image_floats), "float32")
             self.planes[key] = rw.emit(relax.call_tir(kernel, [x], out))
         return self.planes[key]
+
+
+def _call(
+    rw: Rewriter,
+    site: _Site,
+    kernel: GlobalVar,
+    out: tuple[int, ...],
+    x: Expr,
+    packed: PackedWeight | SlicedWeight,
+    residual: Expr | None,
+) -> Expr:
+    """Call a kernel on its input, tables and bias; the result has the shape `out`."""
+    bias = site.fused.bias[packed.rows]
+    tables = (packed.indptr, packed.index, packed.data, packed.rows, bias)
+    args = [x, *(constant(table) for table in tables)]
+    if residual is not None:
+        args.append(_reshaped(rw, residual, out))
+    return rw.emit(relax.call_tir(kernel, args, relax.TensorType(out, "float32")))
 
 
 def _kind(plan: Plan) -> str:
     if plan.own_columns:
         return f"sell{plan.block_rows}"
     return f"{'dense' if plan.keep_all else 'sparse'}_{plan.form}_{plan.block_rows}x1"
-
-
-def _new(rw: Rewriter, expr: Expr) -> Expr:
-    return rw.remap.get(expr, expr) if isinstance(expr, Var) else expr
 
 
 def _reshaped(rw: Rewriter, x: Expr, shape: tuple[int, ...]) -> Expr:

@@ -84,6 +84,12 @@ class PlanesProblem:
         """Output pixels are adjacent in the planes: no gaps between output rows."""
         return self.pitch == self.width
 
+    @property
+    def output(self) -> tuple[int, ...]:
+        """The output's shape: [batch, rows, pixels], with two pixel axes where rows have gaps."""
+        pixels = (self.pixels,) if self.compact else (self.height, self.width)
+        return (self.batch, self.rows, *pixels)
+
 
 @dataclass(frozen=True)
 class PlanesTile:
@@ -129,6 +135,11 @@ class RowsProblem:
     block_rows: int
     own_columns: bool
     epilogue: Epilogue
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """The output's shape: [inputs, rows]."""
+        return (self.inputs, self.rows)
 
 
 @dataclass(frozen=True)
@@ -178,12 +189,12 @@ def _kernel(
     inputs: list[Any],
     value: Callable[[Index], Any],
     domain: Sequence[Any],
-    shape: tuple[int, ...],
     place: Callable[[Any, Index], list[Any]],
     slot: Callable[[Index], Any],
 ) -> Kernel:
     """Close a compute: the epilogue over `domain`, and the function's argument list."""
     tables = {t.op.name: t for t in inputs}
+    shape = problem.output
     other = None
     if problem.epilogue.residual:
         other = te.placeholder(shape, "float32", name="residual")
@@ -230,10 +241,9 @@ def planes_kernel(problem: PlanesProblem, tile: PlanesTile) -> Kernel:
             n, g, b, t, r, q = index
             return [n, rows[b * r_ + r], start(g) + t * w_ + q]
 
-        shape: tuple[int, ...] = (problem.batch, problem.rows, problem.pixels)
         inputs = [x, *tables.values()]
         return _kernel(
-            problem, inputs, lambda i: acc(*i), domain, shape, place, lambda i: i[2] * r_ + i[4]
+            problem, inputs, lambda i: acc(*i), domain, place, lambda i: i[2] * r_ + i[4]
         )
     return _squeezed(problem, tile, [x, *tables.values()], acc, start)
 
@@ -268,8 +278,7 @@ def _squeezed(
         return strip[n, g, b, r, oy * problem.pitch + column(index)]
 
     domain = (batch, groups, blocks, r_, tile.group_rows, pieces, lanes)
-    shape = (problem.batch, problem.rows, problem.height, problem.width)
-    return _kernel(problem, inputs, value, domain, shape, place, lambda i: i[2] * r_ + i[3])
+    return _kernel(problem, inputs, value, domain, place, lambda i: i[2] * r_ + i[3])
 
 
 def rows_kernel(problem: RowsProblem, tile: RowsTile) -> Kernel:
@@ -301,6 +310,6 @@ def rows_kernel(problem: RowsProblem, tile: RowsTile) -> Kernel:
             total = total + acc[b, m, u, r]
         return total
 
-    domain, shape = (problem.row_blocks, m_, r_), (m_, problem.rows)
+    domain = (problem.row_blocks, m_, r_)
     inputs = [x, *tables.values()]
-    return _kernel(problem, inputs, value, domain, shape, place, lambda i: i[0] * r_ + i[2])
+    return _kernel(problem, inputs, value, domain, place, lambda i: i[0] * r_ + i[2])
