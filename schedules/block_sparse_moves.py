@@ -13,6 +13,8 @@ from tvm.s_tir import SBlockRealize, Schedule
 from .block_sparse import OUTPUT, Kernel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 RAGGED = "pivot.ragged"
+# Tasks of a parallel kernel, at least: enough to share out among 16 cores evenly.
+TASKS = 32
 SCHEDULED = "tirx.is_scheduled"
 
 
@@ -38,10 +40,18 @@ def _accumulate(sch: Schedule, at: Any, lanes: int, order: str) -> None:
 
 
 def _outer(sch: Schedule, loops: list[Any], parallel: bool) -> Any:
+    """The loops as one; on all cores, as one inside a parallel loop of a few tasks.
+
+    TVM allocates accumulators once per iteration of the parallel loop, so tasks are few and large.
+    """
     outer = sch.fuse(*loops)
-    if parallel:
-        sch.parallel(outer)
-    return outer
+    if not parallel:
+        return outer
+    extent = int(sch.get(outer).extent)
+    tasks = next(n for n in range(min(TASKS, extent), extent + 1) if extent % n == 0)
+    task, inner = sch.split(outer, [tasks, None])
+    sch.parallel(task)
+    return inner
 
 
 def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) -> tirx.PrimFunc:
