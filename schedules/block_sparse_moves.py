@@ -11,10 +11,9 @@ from tvm.ir import TensorRegion
 from tvm.s_tir import SBlockRealize, Schedule
 
 from .block_sparse import OUTPUT, Kernel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .moves import few_tasks
 
 RAGGED = "pivot.ragged"
-# Tasks of a parallel kernel, at least: enough to share out among 16 cores evenly.
-TASKS = 32
 SCHEDULED = "tirx.is_scheduled"
 
 
@@ -40,18 +39,10 @@ def _accumulate(sch: Schedule, at: Any, lanes: int, order: str) -> None:
 
 
 def _outer(sch: Schedule, loops: list[Any], parallel: bool) -> Any:
-    """The loops as one; on all cores, as one inside a parallel loop of a few tasks.
-
-    TVM allocates accumulators once per iteration of the parallel loop, so tasks are few and large.
-    """
     outer = sch.fuse(*loops)
-    if not parallel:
-        return outer
-    extent = int(sch.get(outer).extent)
-    tasks = next(n for n in range(min(TASKS, extent), extent + 1) if extent % n == 0)
-    task, inner = sch.split(outer, [tasks, None])
-    sch.parallel(task)
-    return inner
+    if parallel:
+        sch.parallel(outer)
+    return outer
 
 
 def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) -> tirx.PrimFunc:
@@ -93,9 +84,10 @@ def schedule_rows(kernel: Kernel, problem: RowsProblem, tile: RowsTile) -> tirx.
 
 
 def finish(func: tirx.PrimFunc, kernel: Kernel) -> tirx.PrimFunc:
-    """Tighten ragged loops to their data-dependent extents and put the output in place.
+    """Tighten ragged loops to their data-dependent extents, put the output in place, and let each
+    parallel task run a stretch of row blocks.
 
-    Both leave the affine domain that schedules need, so they come last.
+    The first two leave the affine domain that schedules need, so they come last.
     """
     params = {param.name: param for param in func.params}
     old = params[OUTPUT]
@@ -113,6 +105,7 @@ def finish(func: tirx.PrimFunc, kernel: Kernel) -> tirx.PrimFunc:
         return tirx.BufferRegion(new, whole) if node.source.same_as(old) else node
 
     body = tvm_ffi.structural_map(body, [(tirx.BufferStore, store), (TensorRegion, region)])
+    body = tvm_ffi.structural_map(body, (tirx.For, few_tasks))
     done = tirx.PrimFunc([*func.params[:-1], new], body, func.ret_type, func.attrs)
     return done.with_attr(SCHEDULED, True)
 

@@ -20,6 +20,8 @@ from ..targets import PivotTarget
 from .analysis import Block, CannotSchedule, offset, substitute, variables, walk
 
 Loop = Any
+# Tasks of a parallel loop, at least: enough to share out among 16 cores evenly.
+TASKS = 32
 
 # A parallel region costs about 5 us to start: the time of this many vectorised additions.
 PARALLEL_WORK = 1 << 16
@@ -127,7 +129,25 @@ def finish(sch: s_tir.Schedule) -> s_tir.Schedule:
         func = tvm_ffi.structural_map(func, (tirx.For, lambda loop: _overlap(loop, ranges)))
     arguments = {param for param in func.params if tirx.is_buffer_var(param)}
     func = tvm_ffi.structural_map(func, (s_tir.SBlock, lambda block: _flatten(block, arguments)))
-    return s_tir.Schedule(func)
+    return s_tir.Schedule(tvm_ffi.structural_map(func, (tirx.For, few_tasks)))
+
+
+def few_tasks(loop: tirx.For) -> tirx.For:
+    """A parallel loop as a few tasks that each run a stretch of it one by one.
+
+    TVM allocates temporaries once per iteration of the parallel loop, however short that is.
+    """
+    extent = int(loop.extent) if isinstance(loop.extent, tirx.IntImm) else 0
+    if loop.kind != tirx.ForKind.PARALLEL or extent <= TASKS or int(loop.min) != 0:
+        return loop
+    tasks = next(n for n in range(TASKS, extent + 1) if extent % n == 0)
+    stretch = extent // tasks
+    dtype = str(loop.loop_var.ty.dtype)
+    task, step = tirx.Var("task", dtype), tirx.Var("step", dtype)
+    body = substitute(loop.body, {loop.loop_var: task * stretch + step})
+    zero, length = tirx.const(0, dtype), tirx.const(stretch, dtype)
+    inner = tirx.For(step, zero, length, tirx.ForKind.SERIAL, body)
+    return tirx.For(task, zero, tirx.const(tasks, dtype), tirx.ForKind.PARALLEL, inner)
 
 
 def _flatten(block: Any, arguments: set[Any]) -> Any:
