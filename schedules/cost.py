@@ -10,8 +10,8 @@ from __future__ import annotations
 from ..targets import PivotTarget
 from .block_sparse import PlanesProblem, PlanesTile, RowsProblem
 
-# The constants below, and `load_cycles` of the targets, were fitted to 150 measured layers of 11
-# shapes on one AVX-512 machine; the error that is left is 11 % (root mean square).
+# The constants below, and `load_cycles` of the targets, were fitted to layers of many shapes and
+# densities, measured on one AVX-512 machine.
 # Cycles per stored vector, and around one ragged loop.
 STORE_CYCLES = 1.1
 LOOP_CYCLES = 4.0
