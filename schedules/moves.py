@@ -23,7 +23,7 @@ Loop = Any
 # Tasks of a parallel loop, at least: enough to share out among 16 cores evenly.
 TASKS = 32
 
-# A parallel region costs about 5 us to start: the time of this many vectorised additions.
+# Starting a parallel region costs about the time of this many vectorised additions.
 PARALLEL_WORK = 1 << 16
 
 MAX_CUTS = 24  # each repeats the loop's code

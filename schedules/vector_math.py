@@ -1,7 +1,7 @@
 """exp, log, erf, tanh and their like as polynomials, so that they stay in vector registers.
 
 LLVM has no vector version of them: a vectorised loop over `expf` leaves its registers for
-sixteen calls of the C library (3 to 16 ns an element, against 0.2). `expand` replaces the
+sixteen calls of the C library, many times slower. `expand` replaces the
 float32 calls of a scheduled function by arithmetic with an error of a few units in the last place.
 Coefficients: Cephes (exp, log) and Eigen (tanh, erf).
 """

@@ -33,7 +33,7 @@ class Session:
     """A compiled network, ready to run. `tvm_pivot.build` and `tvm_pivot.load` make one.
 
     Calls from several threads at once are safe and run side by side: each calling thread has
-    its own Relax virtual machine (10 us to make; weights are shared) and its own TVM pool of
+    its own Relax virtual machine (cheap to make; weights are shared) and its own TVM pool of
     `threads` threads. A server with many calling threads usually wants `set_threads(1)`.
 
     Attributes:
