@@ -227,10 +227,6 @@ def test_model_local_functions_are_expanded() -> None:
         (helper.make_node("Det", ["x"], ["y"], name="n1"), "replace it"),
         (helper.make_node("Nonsense", ["x"], ["y"], name="n1"), "replace it"),
         (helper.make_node("Relu", ["x"], ["y"], name="n1", domain="acme"), "standard ONNX"),
-        (
-            helper.make_node("LSTM", ["x", "x", "x"], ["y"], name="n1", hidden_size=2),
-            "torch module",
-        ),
     ],
 )
 def test_an_unsupported_operator_is_named(

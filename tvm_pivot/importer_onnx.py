@@ -17,8 +17,9 @@ from tvm import IRModule
 from .errors import ModelImportError
 from .importer_common import DeclaredInput, Shapes, bind_shapes, brief
 from .importer_onnx_frontend import convert_graph, frontend_operators
+from .importer_onnx_recurrent import GATES, named_weights
 from .importer_onnx_weights import Weight, take_weights
-from .layer_names import NamedWeights, fingerprint, layer_name
+from .layer_names import Fingerprint, NamedWeights, fingerprint, layer_name
 from .relay_passes.name_layers import name_layers
 
 OLDEST_OPSET = 1
@@ -45,7 +46,6 @@ MICROSOFT_TOO = frozenset({"Gelu"})
 # Functions of functions: the deepest in ONNX today takes three rounds.
 MAX_EXPANSIONS = 8
 MAX_NODES = 1_000_000
-RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 
 def import_onnx(
@@ -116,7 +116,7 @@ def _import(
     _check_functions(proto, source)
     weights = take_weights(proto, folder, source)
     inputs = [item for item in graph.input if item.name not in weights]
-    shape_of = _fix_shapes(inputs, list(graph.output), shapes, source)
+    shape_of = fix_shapes(inputs, list(graph.output), shapes, source)
     names = [item.name for item in inputs], [item.name for item in graph.output]
     _make_checkable(proto, source)
     proto = _expand_functions(proto, source)
@@ -138,8 +138,13 @@ def _layer_names(proto: onnx.ModelProto, weights: dict[str, Weight]) -> NamedWei
     """What to call the nodes that multiply with a weight."""
     small = {t.name: t for t in proto.graph.initializer if t.name not in weights}
     marks = {name: fingerprint(value) for name, value in weights.items()}
-    named = []
+    named: list[tuple[str, Fingerprint]] = []
     for node in _nodes(proto.graph):
+        if node.op_type in GATES:
+            arrays = {n: onnx.numpy_helper.to_array(small[n]) for n in node.input if n in small}
+            found = named_weights(node, {**weights, **arrays})
+            named += [(name, fingerprint(matrix)) for name, matrix in found]
+            continue
         for name in node.input[1:2]:
             if name in small and node.op_type in ("Conv", "Gemm", "MatMul"):
                 marks.setdefault(name, fingerprint(onnx.numpy_helper.to_array(small[name])))
@@ -208,9 +213,7 @@ def _expandable(node: onnx.NodeProto, opset: int) -> bool:
 
 def _unsupported(node: onnx.NodeProto, source: str) -> ModelImportError:
     name = node.op_type if node.domain in STANDARD_DOMAINS else f"{node.domain}.{node.op_type}"
-    if node.op_type in RECURRENT:
-        remedy = "pass the torch module with example_inputs instead: its recurrent cells are read"
-    elif node.domain in STANDARD_DOMAINS:
+    if node.domain in STANDARD_DOMAINS:
         remedy = "replace it with other operators, or cut the model before it"
     else:
         remedy = "export the model with standard ONNX operators only"
@@ -219,13 +222,26 @@ def _unsupported(node: onnx.NodeProto, source: str) -> ModelImportError:
     )
 
 
-def _fix_shapes(
+def fix_shapes(
     inputs: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
     shapes: Shapes | None,
     source: str,
 ) -> dict[str, tuple[int, ...]]:
-    """Write the bound sizes into inputs and outputs; returns the shapes of the inputs by name."""
+    """Write the bound sizes into inputs and outputs, in place.
+
+    Args:
+        inputs: those of a graph, weights left out.
+        outputs: of the same graph; dimensions that no input names stay open.
+        shapes: sizes of symbolic dimensions or shapes of inputs, by name.
+        source: how messages name the model.
+
+    Returns:
+        The shapes of the inputs by name.
+
+    Raises:
+        ModelImportError: a dimension stays open, a name matches nothing, or sizes contradict.
+    """
     declared = [_declared(item, source) for item in inputs]
     shape_of, by_symbol = bind_shapes(declared, shapes, source)
     for item in inputs:

@@ -17,6 +17,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 from .errors import ModelImportError
 from .importer_common import brief, check_size
 from .importer_onnx_fold import MAX_FOLD, fold_node, fold_shape
+from .importer_onnx_recurrent import GATES, Operand, operand_names, unroll
 
 # Tensors that the frontend itself would fill while importing (ConstantOfShape, Range) beyond this
 # many elements come from damaged models only.
@@ -24,8 +25,8 @@ MAX_FILLED = 2**26
 
 
 def frontend_operators() -> frozenset[str]:
-    """Names of the operators the frontend converts (Loop and Scan, for example, are not)."""
-    return frozenset(onnx_frontend._get_convert_map()) | {"If"}
+    """Names of the operators that are converted (Loop and Scan, for example, are not)."""
+    return frozenset(onnx_frontend._get_convert_map()) | {"If", *GATES}
 
 
 def convert_graph(
@@ -93,6 +94,9 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
                 "it to float32 or an integer type"
             ) from error
 
+    def _check_for_unsupported_ops(self, graph: onnx.GraphProto) -> None:
+        """Checked before, with the name of the node; the frontend does not know what we unroll."""
+
     def _construct_nodes(self, graph: onnx.GraphProto) -> None:
         self._construct(graph.node)
         for output in graph.output:
@@ -101,7 +105,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
     def _construct(self, nodes: Iterable[onnx.NodeProto]) -> None:
         for node in nodes:
             try:
-                if not (self._fold(node) or self._take_branch(node)):
+                if not (self._fold(node) or self._take_branch(node) or self._unroll(node)):
                     super()._construct_nodes(SimpleNamespace(node=[node]))
             except _OperatorFailed as failed:
                 # Inside an If the failing node is another one than `node`.
@@ -143,6 +147,26 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
         for name, output in zip(node.output, branch.output, strict=True):
             self._nodes[name] = self._nodes[output.name]
         return True
+
+    def _unroll(self, node: onnx.NodeProto) -> bool:
+        """Convert the steps of an LSTM, GRU or RNN in place of it."""
+        if node.op_type not in GATES or node.domain not in ("", "ai.onnx"):
+            return False
+        names = operand_names(node)
+        unrolled = unroll(node, {key: self._operand(name) for key, name in names.items()})
+        for name, array in unrolled.constants.items():
+            self._nodes[name] = _constant(array)
+        self._construct(unrolled.nodes)
+        return True
+
+    def _operand(self, name: str) -> Operand:
+        value = self._nodes[name]
+        if not isinstance(value.ty, relax.TensorType) or not isinstance(
+            value.ty.shape, relax.ShapeExpr
+        ):
+            raise ValueError(f"the shape of {name!r} is not known")
+        array = value.value.numpy() if isinstance(value, tvm.ir.GenericConst) else None
+        return Operand(name, tuple(map(int, value.ty.shape)), str(value.ty.dtype), array)
 
     def _convert_operator(
         self, op_name: str, inputs: list[Any], attrs: dict[str, Any], opset: int
