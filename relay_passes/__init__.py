@@ -90,6 +90,8 @@ def _detect(state: Compilation) -> Compilation:
 def _lower(state: Compilation) -> Compilation:
     mod, kernels = lower_layers(state.mod, state.planned, state.target)
     reports = [replace(r, kernel=kernels.get(r.name, "")) for r in state.reports]
+    order = {name: i for i, name in enumerate(kernels)}  # the one in which they run
+    reports.sort(key=lambda r: order.get(r.name, len(order)))
     return replace(state, mod=mod, reports=reports)
 
 

@@ -13,7 +13,7 @@ from tvm.ir import IRModule
 from ..pack import kept_blocks
 from ..pivot import gather_rows, natural_rows
 from ..schedules import tile_rule
-from ..schedules.block_sparse import Epilogue, PlanesProblem, RowsProblem
+from ..schedules.problems import Epilogue, PlanesProblem, RowsProblem
 from ..targets import PivotTarget
 from .layers import Layer, Plan, PlannedLayer, find_layers
 
@@ -49,6 +49,8 @@ def planes_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> PlanesProble
         width=width,
         pitch=width if height == 1 else g.pitch,
         epilogue=epilogue,
+        taps=g.y.kernel * g.x.kernel,
+        groups=g.groups,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from tvm.ir import Call, Expr, IRModule, Var
 
 from ..layout import FloatArray
-from ..schedules.block_sparse import Epilogue
+from ..schedules.problems import Epilogue
 from .clamps import clamp_bounds
 from .graph import MAIN, array_of, count_uses, dtype_of, live_bindings, op_name, static_shape
 from .layers import Layer

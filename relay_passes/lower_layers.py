@@ -9,8 +9,8 @@ import numpy as np
 from tvm import relax, tirx
 from tvm.ir import Expr, GlobalVar, IRModule, Var
 
-from ..layout import BlockShape, PackedWeight, SlicedWeight
-from ..pack import join, pack, pack_sliced
+from ..layout import BlockShape, IntArray, PackedWeight, SlicedWeight
+from ..pack import pack, pack_sliced
 from ..planes import ConvGeometry
 from ..schedules import tile_rule
 from ..schedules.block_sparse import planes_kernel, rows_kernel
@@ -22,6 +22,7 @@ from .epilogues import FusedLayer, fuse_epilogues
 from .feature_major import FeatureMajor
 from .graph import MAIN, Rewriter, constant, static_shape
 from .layers import Layer, Plan, PlannedLayer
+from .pack_layer import pack_planes_layer
 
 # Fewer floats than this are copied faster by one core than by waking another.
 PARALLEL_FLOATS = 1 << 17
@@ -139,23 +140,14 @@ class _Lowering:
         plan, layer = site.plan, site.layer
         problem = planes_problem(layer, plan, site.fused.epilogue)
         tile, _ = tile_rule(self.target).choose_planes(problem, plan.entries, self.target)
-        parts = [
-            pack(
-                matrix,
-                BlockShape(plan.block_rows),
-                slots=plan.slots[group],
-                columns=layer.geometry.offsets(group),
-                keep_all=plan.keep_all,
-            )
-            for group, matrix in enumerate(layer.group_matrices())
-        ]
+        packed, more = pack_planes_layer(layer, plan, tile)
         name = self._kernel(
             rw,
             site,
             (problem, tile),
             lambda: schedule_planes(planes_kernel(problem, tile), problem, tile),
         )
-        return _call(rw, site, name, problem.output, planes, join(parts), residual)
+        return _call(rw, site, name, problem.output, planes, packed, residual, more)
 
     def _rows(self, rw: Rewriter, site: _Site) -> Expr:
         plan, matrix = site.plan, site.layer.matrix
@@ -212,10 +204,11 @@ def _call(
     x: Expr,
     packed: PackedWeight | SlicedWeight,
     residual: Expr | None,
+    more: tuple[IntArray, ...] = (),
 ) -> Expr:
-    """Call a kernel on its input, tables and bias; the result has the shape `out`."""
+    """Call a kernel on its input, tables, bias and `more` tables; the result has shape `out`."""
     bias = site.fused.bias[packed.rows]
-    tables = (packed.indptr, packed.index, packed.data, packed.rows, bias)
+    tables = (packed.indptr, packed.index, packed.data, packed.rows, bias, *more)
     args = [x, *(constant(table) for table in tables)]
     if residual is not None:
         args.append(_reshaped(rw, residual, out))

@@ -9,7 +9,7 @@ from tvm import s_tir, tirx
 
 from ..targets import PivotTarget
 from . import contraction, elementwise, fallback, reduction, x86
-from .block_sparse import PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 Rule = Callable[[tirx.PrimFunc, PivotTarget], s_tir.Schedule | None]
 

@@ -6,6 +6,11 @@ tap is a shifted offset, so dense, 1x1, k x k, strided, dilated and grouped laye
 
     acc[b, r, q] = sum over p of  weight[e, r] * X[index[e] + start(tile) + q],  e = indptr[b] + p
 
+The columns may be cut into tiles whose inputs stay in level 1 while all row blocks walk them; the
+accumulators rest in a buffer between two tiles (see `carried_sums`). A tile's inputs may also be
+copied first, into a panel of aligned vectors: loads that straddle cache lines cost twice, and
+planes that are a power of two apart evict each other.
+
 Rows form, for few input rows (matrix-vector): the vector runs over the R rows of a block, or over
 R rows with columns of their own, and only kept weights are read.
 
@@ -16,138 +21,16 @@ puts the output where it belongs, which `Kernel.place` tells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
 
+from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
+
 OUTPUT = "Y"
 Index = Sequence[Any]
-
-
-@dataclass(frozen=True)
-class Epilogue:
-    """What happens to an accumulator before it is stored: + bias, + residual, then clip.
-
-    `low` and `high` bound the result (ReLU is ``low=0``, ReLU6 ``low=0, high=6``).
-    """
-
-    residual: bool = False
-    low: float | None = None
-    high: float | None = None
-
-    def apply(self, value: Any, bias: Any, residual: Any | None) -> Any:
-        value = value + bias
-        if residual is not None:
-            value = value + residual
-        if self.low is not None:
-            value = te.max(value, tirx.const(self.low, "float32"))
-        if self.high is not None:
-            value = te.min(value, tirx.const(self.high, "float32"))
-        return value
-
-
-@dataclass(frozen=True)
-class PlanesProblem:
-    """A layer as the planes kernel sees it; equal problems share one compiled kernel.
-
-    Attributes:
-        batch: images.
-        image_floats: floats of one image in the input planes.
-        columns: columns K of the weight matrix (an upper bound of entries per row block).
-        rows: rows N of the weight matrix, the output channels.
-        row_blocks: row blocks of the packed weight.
-        block_rows: R.
-        height, width: output pixels.
-        pitch: distance of two output rows in the input planes; ``width`` if they are adjacent.
-        epilogue: what is fused behind the sum.
-    """
-
-    batch: int
-    image_floats: int
-    columns: int
-    rows: int
-    row_blocks: int
-    block_rows: int
-    height: int
-    width: int
-    pitch: int
-    epilogue: Epilogue
-
-    @property
-    def pixels(self) -> int:
-        return self.height * self.width
-
-    @property
-    def compact(self) -> bool:
-        """Output pixels are adjacent in the planes: no gaps between output rows."""
-        return self.pitch == self.width
-
-    @property
-    def output(self) -> tuple[int, ...]:
-        """The output's shape: [batch, rows, pixels], with two pixel axes where rows have gaps."""
-        pixels = (self.pixels,) if self.compact else (self.height, self.width)
-        return (self.batch, self.rows, *pixels)
-
-
-@dataclass(frozen=True)
-class PlanesTile:
-    """One point of the planes kernel's schedule space.
-
-    Attributes:
-        lanes: floats per vector.
-        vectors: P, vectors of accumulators per row.
-        tiles: register tiles per group; a group's tiles reuse one row block's weights.
-        group_rows: output rows per group (1 where the output is compact).
-        parallel: run groups x row blocks on all cores.
-    """
-
-    lanes: int
-    vectors: int
-    tiles: int
-    group_rows: int
-    parallel: bool
-
-    @property
-    def width(self) -> int:
-        return self.lanes * self.vectors
-
-
-@dataclass(frozen=True)
-class RowsProblem:
-    """A layer as the rows (matrix-vector) kernel sees it.
-
-    Attributes:
-        inputs: input rows M, few.
-        columns: K.
-        rows: N.
-        row_blocks: row blocks or slices.
-        block_rows: R, rows per block, which is also the vector's length.
-        own_columns: each row of a block has columns of its own (`SlicedWeight`).
-        epilogue: what is fused behind the sum.
-    """
-
-    inputs: int
-    columns: int
-    rows: int
-    row_blocks: int
-    block_rows: int
-    own_columns: bool
-    epilogue: Epilogue
-
-    @property
-    def output(self) -> tuple[int, ...]:
-        """The output's shape: [inputs, rows]."""
-        return (self.inputs, self.rows)
-
-
-@dataclass(frozen=True)
-class RowsTile:
-    """One point of the rows kernel's schedule space: entries per step, and all cores or one."""
-
-    unroll: int
-    parallel: bool
 
 
 @dataclass(frozen=True)
@@ -158,18 +41,22 @@ class Kernel:
         func: the TE function; its last parameter is the output in the order of computation.
         shape: the output's real shape.
         place: from the table of output rows and an index of computation, the real index.
+        segment: from the axes of the sum, by name, the place of its row block in `indptr`.
+        walked: axes of an index of computation in front of those that one task's sums have.
     """
 
     func: tirx.PrimFunc
     shape: tuple[int, ...]
     place: Callable[[Any, Index], list[Any]]
+    segment: Callable[[Mapping[str, Any]], Any]
+    walked: int = 0
 
 
-def _tables(blocks: int, rows: int, own_columns: bool = False) -> dict[str, Any]:
+def _tables(blocks: int, rows: int, own_columns: bool = False, k_tiles: int = 1) -> dict[str, Any]:
     nnz = te.var("nnz", "int32")
     index_shape = (nnz, rows) if own_columns else (nnz,)
     return {
-        "indptr": te.placeholder((blocks + 1,), "int32", name="indptr"),
+        "indptr": te.placeholder((k_tiles * blocks + 1,), "int32", name="indptr"),
         "index": te.placeholder(index_shape, "int32", name="index"),
         "weight": te.placeholder((nnz, rows), "float32", name="weight"),
         "rows": te.placeholder((blocks * rows,), "int32", name="rows"),
@@ -177,9 +64,12 @@ def _tables(blocks: int, rows: int, own_columns: bool = False) -> dict[str, Any]
     }
 
 
-def _stretch(i: Any, step: int, total: int) -> Any:
-    """Start of stretch i of length `step`; the last one overlaps so that it ends at `total`."""
-    if total % step == 0:
+def _stretch(i: Any, step: int, total: int, count: int | None = None) -> Any:
+    """Start of stretch i of length `step`; the last one overlaps so that it ends at `total`.
+
+    With a `count` larger than it takes, the last ones all end there.
+    """
+    if total % step == 0 and (count is None or count * step == total):
         return i * step
     return te.min(i * step, tirx.const(total - step, "int32"))
 
@@ -191,6 +81,8 @@ def _kernel(
     domain: Sequence[Any],
     place: Callable[[Any, Index], list[Any]],
     slot: Callable[[Index], Any],
+    segment: Callable[[Mapping[str, Any]], Any],
+    walked: int = 0,
 ) -> Kernel:
     """Close a compute: the epilogue over `domain`, and the function's argument list."""
     tables = {t.op.name: t for t in inputs}
@@ -205,7 +97,7 @@ def _kernel(
 
     y = te.compute(domain, epilogue, name=OUTPUT)
     args = [*inputs, *([] if other is None else [other]), y]
-    return Kernel(te.create_prim_func(args), shape, place)
+    return Kernel(te.create_prim_func(args), shape, place, segment, walked)
 
 
 def planes_kernel(problem: PlanesProblem, tile: PlanesTile) -> Kernel:
@@ -213,72 +105,154 @@ def planes_kernel(problem: PlanesProblem, tile: PlanesTile) -> Kernel:
 
     Arguments: X [batch, image_floats], indptr, index, weight, rows, bias (see `PackedWeight`;
     index holds offsets; bias is in slot order), residual (if fused) and Y, both
-    [batch, rows, pixels] or, where output rows have gaps, [batch, rows, height, width].
+    [batch, rows, pixels] or, where output rows have gaps, [batch, rows, height, width]. With a
+    panel, columns int32 [columns] follows the bias: offsets; index then holds column numbers,
+    counted from `first_column` of the tile.
     """
     r_, w_ = problem.block_rows, tile.width
-    tables = _tables(problem.row_blocks, r_)
+    tables = _tables(problem.row_blocks, r_, k_tiles=tile.k_tiles)
     x = te.placeholder((problem.batch, problem.image_floats), "float32", name="X")
     p = te.reduce_axis((0, problem.columns), name="p")
-    if problem.compact:
-        span, total, scale = tile.tiles * w_, problem.pixels, 1
-    else:
-        span, total, scale = tile.group_rows, problem.height, problem.pitch
-    groups = -(-total // span)
+    walk = _Walk(problem, tile)
+    panel = None
+    if tile.panel:
+        tables["columns"] = te.placeholder((problem.columns,), "int32", name="columns")
+        panel = _panel(walk, x, tables["columns"])
 
-    def start(g: Any) -> Any:
-        return _stretch(g, span, total)
+    def product(n: Any, g: Any, h: Any, s: Any, b: Any, t: Any, r: Any, q: Any) -> Any:
+        entry = tables["indptr"][walk.segment(h, s, b)] + p
+        at = tables["index"][entry]
+        if panel is None:
+            value = x[n, at + walk.start(g) * walk.scale + t * w_ + q]
+        else:
+            # The remainder bounds what a task reads, for the schedule; `finish` drops it.
+            value = panel[n, g, h, s, at % panel.shape[4], t * w_ + q]
+        return te.sum(tables["weight"][entry, r] * value, axis=p)
 
-    def product(n: Any, g: Any, b: Any, t: Any, r: Any, q: Any) -> Any:
-        entry = tables["indptr"][b] + p
-        position = tables["index"][entry] + start(g) * scale + t * w_ + q
-        return te.sum(tables["weight"][entry, r] * x[n, position], axis=p)
-
-    domain = (problem.batch, groups, problem.row_blocks, tile.tiles, r_, w_)
+    domain = (*walk.domain, tile.tiles, r_, w_)
     acc = te.compute(domain, product, name="acc")
-    if problem.compact:
+    inputs = [x, *tables.values()]
+    if not problem.compact:
+        return _squeezed(problem, tile, inputs, acc, walk)
 
-        def place(rows: Any, index: Index) -> list[Any]:
-            n, g, b, t, r, q = index
-            return [n, rows[b * r_ + r], start(g) + t * w_ + q]
+    def place(rows: Any, index: Index) -> list[Any]:
+        n, g, h, _, b, t, r, q = index
+        return [n, rows[walk.block(h, b) * r_ + r], walk.start(g) + t * w_ + q]
 
-        inputs = [x, *tables.values()]
-        return _kernel(
-            problem, inputs, lambda i: acc(*i), domain, place, lambda i: i[2] * r_ + i[4]
-        )
-    return _squeezed(problem, tile, [x, *tables.values()], acc, start)
+    def slot(index: Index) -> Any:
+        return walk.block(index[2], index[4]) * r_ + index[6]
+
+    return _kernel(
+        problem, inputs, lambda i: acc(*i), domain, place, slot, walk.named_segment, WALKED
+    )
+
+
+def tile_columns(columns: int, k_tiles: int) -> int:
+    """Columns of a tile that is copied to a panel."""
+    return -(-columns // k_tiles)
+
+
+def first_column(s: Any, columns: int, k_tiles: int) -> Any:
+    """The column at which the panel of tile s begins; the last panel ends with the columns."""
+    return _stretch(s, tile_columns(columns, k_tiles), columns, k_tiles)
+
+
+def _panel(walk: _Walk, x: Any, columns: Any) -> Any:
+    """The inputs of one K tile, column by column: what row blocks read again and again."""
+    total, tiles = walk.problem.columns, walk.tile.k_tiles
+
+    def copy(n: Any, g: Any, h: Any, s: Any, k: Any, q: Any) -> Any:
+        offset = columns[first_column(s, total, tiles) + k]
+        return x[n, offset + walk.start(g) * walk.scale + q]
+
+    width = walk.tile.tiles * walk.tile.width
+    shape = (*walk.domain[:WALKED], tile_columns(total, tiles), width)
+    return te.compute(shape, copy, name="panel")
+
+
+# Axes of the planes kernel in front of a task's row blocks: images, groups, stretches, K tiles.
+WALKED = 4
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """How the planes kernel walks a layer: groups of pixels, stretches of row blocks, K tiles."""
+
+    problem: PlanesProblem
+    tile: PlanesTile
+
+    @property
+    def span(self) -> int:
+        """Pixels, or output rows where they have gaps, of a group."""
+        return self.tile.tiles * self.tile.width if self.problem.compact else self.tile.group_rows
+
+    @property
+    def total(self) -> int:
+        """Pixels or output rows of an image."""
+        return self.problem.pixels if self.problem.compact else self.problem.height
+
+    @property
+    def scale(self) -> int:
+        """Floats of the planes that belong to one unit of the span."""
+        return 1 if self.problem.compact else self.problem.pitch
+
+    @property
+    def per_stretch(self) -> int:
+        """Row blocks of a stretch."""
+        return -(-self.problem.row_blocks // self.tile.stretches)
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        """Extents of the axes n, g, h, s, b."""
+        groups = -(-self.total // self.span)
+        tile = self.tile
+        return (self.problem.batch, groups, tile.stretches, tile.k_tiles, self.per_stretch)
+
+    def start(self, g: Any) -> Any:
+        """Where group g begins."""
+        return _stretch(g, self.span, self.total)
+
+    def block(self, h: Any, b: Any) -> Any:
+        """The number of row block b of stretch h."""
+        total, count = self.problem.row_blocks, self.tile.stretches
+        return _stretch(h, self.per_stretch, total, count) + b
+
+    def segment(self, h: Any, s: Any, b: Any) -> Any:
+        """The place in `indptr` of that row block in K tile s."""
+        return s * self.problem.row_blocks + self.block(h, b)
+
+    def named_segment(self, axes: Mapping[str, Any]) -> Any:
+        """The same, for axes by name."""
+        return self.segment(axes["v_h"], axes["v_s"], axes["v_b"])
 
 
 def _squeezed(
-    problem: PlanesProblem,
-    tile: PlanesTile,
-    inputs: list[Any],
-    acc: Any,
-    start: Callable[[Any], Any],
+    problem: PlanesProblem, tile: PlanesTile, inputs: list[Any], acc: Any, walk: _Walk
 ) -> Kernel:
     """Output rows have gaps in the planes: a strip of them is squeezed out as it is stored."""
     r_, w_ = problem.block_rows, tile.width
-    batch, groups, blocks, tiles = acc.shape[:4]
     strip = te.compute(
-        (batch, groups, blocks, r_, tiles * w_),
-        lambda n, g, b, r, q: acc[n, g, b, q // w_, r, q % w_],
+        (*walk.domain, r_, tile.tiles * w_),
+        lambda n, g, h, s, b, r, q: acc[n, g, h, s, b, q // w_, r, q % w_],
         name="strip",
     )
     lanes = min(tile.lanes, 1 << (problem.width.bit_length() - 1))
     pieces = -(-problem.width // lanes)
 
     def column(index: Index) -> Any:
-        return _stretch(index[5], lanes, problem.width) + index[6]
+        return _stretch(index[7], lanes, problem.width) + index[8]
+
+    def slot(index: Index) -> Any:
+        return walk.block(index[2], index[4]) * r_ + index[5]
 
     def place(rows: Any, index: Index) -> list[Any]:
-        n, g, b, r, oy = index[:5]
-        return [n, rows[b * r_ + r], start(g) + oy, column(index)]
+        return [index[0], rows[slot(index)], walk.start(index[1]) + index[6], column(index)]
 
     def value(index: Index) -> Any:
-        n, g, b, r, oy = index[:5]
-        return strip[n, g, b, r, oy * problem.pitch + column(index)]
+        return strip(*index[:6], index[6] * problem.pitch + column(index))
 
-    domain = (batch, groups, blocks, r_, tile.group_rows, pieces, lanes)
-    return _kernel(problem, inputs, value, domain, place, lambda i: i[2] * r_ + i[3])
+    domain = (*walk.domain, r_, tile.group_rows, pieces, lanes)
+    return _kernel(problem, inputs, value, domain, place, slot, walk.named_segment, WALKED)
 
 
 def rows_kernel(problem: RowsProblem, tile: RowsTile) -> Kernel:
@@ -312,4 +286,6 @@ def rows_kernel(problem: RowsProblem, tile: RowsTile) -> Kernel:
 
     domain = (problem.row_blocks, m_, r_)
     inputs = [x, *tables.values()]
-    return _kernel(problem, inputs, value, domain, place, lambda i: i[0] * r_ + i[2])
+    return _kernel(
+        problem, inputs, value, domain, place, lambda i: i[0] * r_ + i[2], lambda axes: axes["v_b"]
+    )

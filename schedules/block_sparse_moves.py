@@ -7,11 +7,13 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import tirx
-from tvm.ir import TensorRegion
+from tvm.ir import TensorLoad, TensorRegion
 from tvm.s_tir import SBlockRealize, Schedule
 
-from .block_sparse import OUTPUT, Kernel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .block_sparse import OUTPUT, Kernel
+from .carried_sums import K_TILES, carry_sums
 from .moves import few_tasks
+from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 RAGGED = "pivot.ragged"
 SCHEDULED = "tirx.is_scheduled"
@@ -45,26 +47,54 @@ def _outer(sch: Schedule, loops: list[Any], parallel: bool) -> Any:
     return outer
 
 
+def _row_blocks(sch: Schedule, loops: list[Any], tile: PlanesTile) -> Any:
+    """Make tasks of the loops n, g, h, s, b; the innermost loop that walks row blocks is left.
+
+    With several K tiles, or a panel, the loops over these and over a stretch's row blocks stay
+    inside a task.
+    """
+    if tile.k_tiles == 1 and not tile.panel:
+        return _outer(sch, loops, tile.parallel)
+    *outer, s, b = loops
+    _outer(sch, outer, tile.parallel)
+    if tile.k_tiles > 1:
+        sch.annotate(s, K_TILES, 1)
+    return b
+
+
+def _copy_panel(sch: Schedule, loops: list[Any], tile: PlanesTile) -> None:
+    """Copy a K tile's inputs where its loop begins."""
+    if not tile.panel:
+        return
+    panel = sch.get_sblock("panel")
+    sch.compute_at(panel, loops[3], preserve_unit_loops=True)
+    vectors, vector = sch.split(sch.get_loops(panel)[-1], [None, tile.lanes])
+    sch.unroll(vectors)
+    sch.vectorize(vector)
+
+
 def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) -> tirx.PrimFunc:
     """R x P accumulators of `lanes` floats stay in registers; the epilogue follows at once."""
     sch = Schedule(kernel.func)
     loops = sch.get_loops(sch.get_sblock(OUTPUT))
     if problem.compact:
-        n, g, b, t, r, q = loops
+        *walked, t, r, q = loops
         vectors, vector = sch.split(q, [None, tile.lanes])
-        _outer(sch, [n, g, b], tile.parallel)
+        _row_blocks(sch, walked, tile)
         _accumulate(sch, t, tile.lanes, "prq")
+        _copy_panel(sch, walked, tile)
         for loop in (r, vectors):
             sch.unroll(loop)
     else:
-        n, g, b, _, _, _, vector = loops
-        outer = _outer(sch, [n, g, b], tile.parallel)
+        *walked, _, _, _, vector = loops
+        outer = _row_blocks(sch, walked, tile)
         strip = sch.get_sblock("strip")
         sch.compute_at(strip, outer, preserve_unit_loops=True)
         row, q = sch.get_loops(strip)[-2:]
         t, vectors, lane = sch.split(q, [tile.tiles, tile.vectors, tile.lanes])
         sch.reorder(t, row, vectors, lane)
         _accumulate(sch, t, tile.lanes, "prq")
+        _copy_panel(sch, walked, tile)
         for loop in (row, vectors):
             sch.unroll(loop)
         sch.vectorize(lane)
@@ -84,15 +114,17 @@ def schedule_rows(kernel: Kernel, problem: RowsProblem, tile: RowsTile) -> tirx.
 
 
 def finish(func: tirx.PrimFunc, kernel: Kernel) -> tirx.PrimFunc:
-    """Tighten ragged loops to their data-dependent extents, put the output in place, and let each
-    parallel task run a stretch of row blocks.
+    """Tighten ragged loops to their data-dependent extents, carry sums from K tile to K tile, put
+    the output in place, and let each parallel task run a stretch of row blocks.
 
-    The first two leave the affine domain that schedules need, so they come last.
+    All but the last leave the affine domain that schedules need, so they come last.
     """
     params = {param.name: param for param in func.params}
     old = params[OUTPUT]
     new = tirx.decl_buffer(kernel.shape, "float32", name=OUTPUT)
-    body = tvm_ffi.structural_map(func.body, (tirx.For, _tightener(params["indptr"])))
+    body = tvm_ffi.structural_map(func.body, (tirx.For, _tightener(params["indptr"], kernel)))
+    body = tvm_ffi.structural_map(body, (tirx.FloorMod, _unbounded(params["index"])))
+    body = carry_sums(body, kernel.walked)
 
     def store(node: tirx.BufferStore) -> tirx.BufferStore:
         if not node.buffer.same_as(old):
@@ -110,15 +142,25 @@ def finish(func: tirx.PrimFunc, kernel: Kernel) -> tirx.PrimFunc:
     return done.with_attr(SCHEDULED, True)
 
 
-def _tightener(indptr: Any) -> Any:
+def _unbounded(index: Any) -> Any:
+    """Drops the remainder of what the table `index` holds: it counts columns of its tile."""
+
+    def drop(node: tirx.FloorMod) -> Any:
+        load = node.a
+        return load if isinstance(load, TensorLoad) and load.source.same_as(index) else node
+
+    return drop
+
+
+def _tightener(indptr: Any, kernel: Kernel) -> Any:
     def tighten(loop: tirx.For) -> tirx.For:
         if RAGGED not in loop.annotations:
             return loop
         blocks: list[Any] = []
         tvm_ffi.structural_walk(loop.body, (SBlockRealize, blocks.append))
         names = [iv.var.name for iv in blocks[0].block.iter_vars]
-        b = blocks[0].iter_values[names.index("v_b")]
-        extent = tirx.BufferLoad(indptr, [b + 1]) - tirx.BufferLoad(indptr, [b])
+        at = kernel.segment(dict(zip(names, blocks[0].iter_values, strict=True)))
+        extent = tirx.BufferLoad(indptr, [at + 1]) - tirx.BufferLoad(indptr, [at])
         return tirx.For(loop.loop_var, loop.min, extent, loop.kind, loop.body)
 
     return tighten

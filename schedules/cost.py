@@ -7,8 +7,10 @@ candidates; it does not promise times.
 
 from __future__ import annotations
 
+import math
+
 from ..targets import PivotTarget
-from .block_sparse import PlanesProblem, PlanesTile, RowsProblem
+from .problems import PlanesProblem, PlanesTile, RowsProblem
 
 # The constants below, and `load_cycles` of the targets, were fitted to layers of many shapes and
 # densities, measured on one AVX-512 machine.
@@ -27,6 +29,16 @@ SQUEEZE_CYCLES = 2.5
 # Bytes per cycle from beyond level 2 (prefetched), and how much of a cache one operand can use.
 FAR_BYTES = 80.0
 CACHE_SHARE = 0.7
+# With K tiles or a panel: cycles of a vector load from level 1, aligned and not, and what misses:
+# the share grows with the part of level 1 that a tile's inputs take.
+ALIGNED_LOAD, STRADDLING_LOAD, MISSING_LOAD = 0.75, 1.35, 1.6
+FREE_SHARE, MISSES_PER_SHARE = 0.17, 0.23
+# There the row blocks' short sums overlap, so only a part of a multiply-add's latency shows.
+LATENCY_SHOWN = 0.42
+# A row block's loop in one K tile; an accumulator that rests between two; a vector of a panel.
+VISIT_CYCLES, REST_CYCLES, COPY_CYCLES = 4.8, 1.27, 2.15
+# Bytes between two lines that share a set of level 1, and of a line.
+SET_BYTES, LINE_BYTES = 4096, 64
 # Scalar gathers per cycle: what one entry costs when every row has columns of its own.
 GATHERS_PER_CYCLE = 1.0
 
@@ -41,14 +53,18 @@ def planes_cycles(
     groups = -(-(problem.pixels if problem.compact else problem.height) // span)
     tiles = problem.batch * groups * tile.tiles
     group_floats = width * tile.tiles if problem.compact else span * problem.pitch
-    step = _step_cycles(problem, tile, target)
-    per_tile = LOOP_CYCLES + STORE_CYCLES * r_ * p_
-    cycles = tiles * (entries * step + problem.row_blocks * per_tile)
+    if tile.k_tiles > 1 or tile.panel:
+        cycles = tiles * _k_tiled_cycles(problem, tile, entries, target)
+    else:
+        step = _step_cycles(problem, tile, target)
+        per_tile = LOOP_CYCLES + STORE_CYCLES * r_ * p_
+        cycles = tiles * (entries * step + problem.row_blocks * per_tile)
     if not problem.compact:
         lanes = min(tile.lanes, 1 << (problem.width.bit_length() - 1))
         pieces = -(-problem.width // lanes) * tile.group_rows
         cycles += SQUEEZE_CYCLES * problem.batch * groups * problem.row_blocks * r_ * pieces
-    return cycles + _far_bytes(problem, entries, groups, group_floats, target) / FAR_BYTES
+    far = _far_bytes(problem, tile, entries, groups, group_floats, target)
+    return cycles + far / FAR_BYTES
 
 
 def _step_cycles(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> float:
@@ -64,12 +80,59 @@ def _step_cycles(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) 
         load *= UNALIGNED
     if r_ > 1:
         load *= SEPARATE_LOAD
-    units = (r_ * p_ / target.fma_per_cycle, p_ * load + r_ * BROADCAST_CYCLES, target.fma_latency)
+    fma = r_ * p_ / target.fma_per_cycle
+    return _overlapped(fma, p_ * load + r_ * BROADCAST_CYCLES, target.fma_latency)
+
+
+def _k_tiled_cycles(
+    problem: PlanesProblem, tile: PlanesTile, entries: int, target: PivotTarget
+) -> float:
+    """Cycles of a register tile whose columns are walked tile by tile, out of level 1."""
+    r_, p_, s_ = problem.block_rows, tile.vectors, tile.k_tiles
+    aligned = tile.panel or (problem.compact and problem.pixels % tile.lanes == 0)
+    share = _tile_bytes(problem, tile) / target.l1_bytes
+    misses = min(1.0, max(0.0, (share - FREE_SHARE) * MISSES_PER_SHARE))
+    near = ALIGNED_LOAD if aligned else STRADDLING_LOAD
+    load = near * (1.0 - misses) + MISSING_LOAD * misses
+    if r_ > 1:
+        load *= SEPARATE_LOAD
+    latency = LATENCY_SHOWN * target.fma_latency
+    step = _overlapped(r_ * p_ / target.fma_per_cycle, p_ * load + r_ * BROADCAST_CYCLES, latency)
+    rest = STORE_CYCLES + REST_CYCLES * (s_ - 1)
+    copies = COPY_CYCLES * problem.columns * p_ * tile.stretches if tile.panel else 0.0
+    return entries * step + problem.row_blocks * (s_ * VISIT_CYCLES + rest * r_ * p_) + copies
+
+
+def _tile_bytes(problem: PlanesProblem, tile: PlanesTile) -> float:
+    """Bytes of level 1 that the inputs of one K tile keep busy."""
+    width = tile.tiles * tile.width
+    if tile.panel:
+        return 4.0 * width * -(-problem.columns // tile.k_tiles)
+    channels = problem.columns // problem.taps
+    channel = problem.image_floats / (channels * problem.groups)
+    # Phases and borders of a channel, and the rows that the lowest taps reach.
+    read = 4.0 * channel / (problem.height * problem.pitch) * width
+    if problem.taps > 1 and not problem.compact:
+        read += 8.0 * problem.pitch
+    used = 1.0
+    if 4 * channel % LINE_BYTES == 0:
+        # Channels this far apart begin in few sets, and what they read covers some of them only.
+        used = min(1.0, read / math.gcd(int(4 * channel), SET_BYTES))
+    return read * -(-channels // tile.k_tiles) / used
+
+
+def _overlapped(*units: float) -> float:
+    """Cycles of units that work at the same time: the busiest one, and a part of the others."""
     return float(sum(u**OVERLAP for u in units) ** (1.0 / OVERLAP))
 
 
 def _far_bytes(
-    problem: PlanesProblem, entries: int, groups: int, group_floats: float, target: PivotTarget
+    problem: PlanesProblem,
+    tile: PlanesTile,
+    entries: int,
+    groups: int,
+    group_floats: float,
+    target: PivotTarget,
 ) -> float:
     """Bytes from beyond level 2: the weights per group, and the input per row block."""
     keep = CACHE_SHARE * target.l2_bytes
@@ -77,7 +140,8 @@ def _far_bytes(
     taps = problem.columns * problem.pixels / max(problem.image_floats, 1)
     panel = 4.0 * problem.columns * group_floats / max(taps, 1.0)
     far = problem.batch * groups * weights if weights > keep else weights
-    rereads = problem.row_blocks if panel > keep else 1
+    once = panel <= keep or tile.k_tiles > 1 or tile.panel
+    rereads = 1 if once else problem.row_blocks
     return far + problem.batch * groups * panel * rereads
 
 

@@ -195,10 +195,10 @@ def _overlap(loop: Any, ranges: dict[Any, Any]) -> Any:
     for var, domain in ranges.items():
         analyzer.bind(var, domain)
     loops = [_piece(loop, tile, low, high, analyzer) for low, high in pairwise(pieces)]
-    return loops[0] if len(loops) == 1 else tirx.SeqStmt([_renamed(piece) for piece in loops])
+    return loops[0] if len(loops) == 1 else tirx.SeqStmt([renamed(piece) for piece in loops])
 
 
-def _renamed(stmt: Any) -> Any:
+def renamed(stmt: Any) -> Any:
     """A copy of `stmt` that defines variables of its own."""
     defined = [loop.loop_var for loop in walk(stmt, tirx.For)]
     defined += [axis.var for block in walk(stmt, s_tir.SBlock) for axis in block.iter_vars]

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..targets import PivotTarget
-from .block_sparse import PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from .cost import planes_cycles, rows_cycles
+from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 # Waking the other cores costs about as much as this much work on one.
 PARALLEL_CYCLES = 60_000.0
 MOST_VECTORS = 8
 # Accumulators of a row block's strip stay in level 1 until they are squeezed.
 STRIP_BYTES = 16 << 10
+# What the inputs of a column tile may take of level 1.
+L1_SHARES = (0.35, 0.5, 0.7, 1.0, 1.4)
+# Higher blocks multiply more than they load: they need no K tiles. Nor do many register tiles
+# fit level 1 together.
+MOST_K_TILED_ROWS = 4
+MOST_K_TILED_TILES = 4
+# Tasks per core that even out what they differ in; a task has at least so many row blocks.
+EVEN_TASKS = 8
+LEAST_ROW_BLOCKS = 16
 
 
 def _vectors(block_rows: int, target: PivotTarget) -> int:
@@ -25,6 +35,13 @@ def _vectors(block_rows: int, target: PivotTarget) -> int:
 
 def planes_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[PlanesTile]:
     """All tiles the rule considers, single-core."""
+    for tile in _register_tiles(problem, target):
+        yield tile
+        yield from _k_tiled(problem, tile, target)
+
+
+def _register_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[PlanesTile]:
+    """Tiles over pixels and rows; every row block walks all its columns at once."""
     lanes = target.lanes
     narrowest = problem.pixels if problem.compact else target.lanes
     while lanes > max(narrowest, 1):
@@ -43,16 +60,61 @@ def planes_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[Planes
             yield PlanesTile(lanes, vectors, tiles, rows, False)
 
 
+def _k_tiled(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> Iterator[PlanesTile]:
+    """`tile` with its columns cut into tiles that fit level 1, with and without a panel.
+
+    A panel pays where rows of pixels have no gaps: the taps of larger kernels would fill it with
+    copies of the same pixels.
+    """
+    if problem.block_rows > MOST_K_TILED_ROWS or tile.tiles > MOST_K_TILED_TILES:
+        return
+    sums = 4 * problem.row_blocks * problem.block_rows * tile.tiles * tile.width
+    stretches = max(1, min(-(-sums // target.l2_bytes), problem.row_blocks))
+    tile = replace(tile, stretches=stretches)
+    bytes_per_column = 4 * tile.tiles * tile.width
+    channels = problem.columns // problem.taps
+    if channels > 1:
+        for k_tiles in _k_tiles(channels, bytes_per_column, target):
+            if k_tiles > 1:
+                yield replace(tile, k_tiles=k_tiles)
+    if problem.compact and tile.tiles == 1 and problem.groups == 1:
+        for k_tiles in _k_tiles(problem.columns, bytes_per_column, target):
+            yield replace(tile, k_tiles=k_tiles, panel=True)
+
+
+def _k_tiles(columns: int, bytes_per_column: int, target: PivotTarget) -> list[int]:
+    """Numbers of column tiles that take some share of level 1, none of them empty."""
+    counts = set()
+    for share in L1_SHARES:
+        length = max(1, min(columns, int(share * target.l1_bytes) // bytes_per_column))
+        counts.add(-(-columns // -(-columns // -(-columns // length))))
+    return sorted(counts)
+
+
 def choose_planes(
     problem: PlanesProblem, entries: int, target: PivotTarget
 ) -> tuple[PlanesTile, float]:
     """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles."""
-    best = min(
-        planes_tiles(problem, target), key=lambda t: planes_cycles(problem, t, entries, target)
-    )
-    cycles = planes_cycles(problem, best, entries, target)
-    parallel = target.cores > 1 and cycles > PARALLEL_CYCLES
-    return PlanesTile(best.lanes, best.vectors, best.tiles, best.group_rows, parallel), cycles
+    costs = ((planes_cycles(problem, t, entries, target), t) for t in planes_tiles(problem, target))
+    cycles, best = min(costs, key=lambda pair: pair[0])
+    if target.cores > 1 and cycles > PARALLEL_CYCLES:
+        best = replace(best, parallel=True, stretches=_stretches(problem, best, target))
+    return best, cycles
+
+
+def _stretches(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> int:
+    """Stretches of row blocks with which the tasks of a K-tiled kernel share the cores evenly."""
+    if tile.k_tiles == 1 and not tile.panel:
+        return tile.stretches
+    span, total = tile.tiles * tile.width, problem.pixels
+    if not problem.compact:
+        span, total = tile.group_rows, problem.height
+    tasks = problem.batch * -(-total // span)
+    most = max(tile.stretches, problem.row_blocks // LEAST_ROW_BLOCKS)
+    for stretches in range(tile.stretches, most + 1):
+        if tasks * stretches % target.cores == 0 or tasks * stretches >= EVEN_TASKS * target.cores:
+            return stretches
+    return most
 
 
 def choose_rows(problem: RowsProblem, entries: int, target: PivotTarget) -> tuple[RowsTile, float]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvm_pivot.layout import BlockShape
-from tvm_pivot.pack import join, kept_blocks, pack, pack_sliced, unpack, unpack_sliced
+from tvm_pivot.pack import column_tiles, join, kept_blocks, pack, pack_sliced, unpack, unpack_sliced
 from tvm_pivot.pivot import gather_rows, natural_rows
 
 SIZES = st.integers(1, 40)
@@ -41,6 +41,31 @@ def test_rows_and_columns_may_be_reordered(seed, n, k, density, rows):
     assert set(packed.index) <= set(columns)
 
 
+TILES = st.integers(1, 12)
+
+
+@given(st.integers(0, 9999), SIZES, SIZES, DENSITIES, BLOCK_ROWS, TILES, st.sampled_from([1, 3]))
+def test_unpack_inverts_pack_in_column_tiles(seed, n, k, density, rows, tiles, unroll):
+    rng = np.random.default_rng(seed)
+    weight = sparse_matrix(seed, n, k, density)
+    tile_of = column_tiles(k, tiles, int(rng.choice([1, 4])))
+    # Distinct within a tile only, as in a panel.
+    columns = np.concatenate(
+        [rng.permutation(np.count_nonzero(tile_of == t)) for t in range(tiles)]
+    ).astype(np.int32)
+    packed = pack(
+        weight, BlockShape(rows), unroll=unroll, columns=columns, tiles=tiles, tile_of=tile_of
+    )
+    assert unpack(packed, columns, tile_of).tobytes() == weight.tobytes()
+    assert packed.indptr.size == tiles * packed.row_blocks + 1
+    assert packed.row_blocks == -(-n // rows)
+    named = pack(weight, BlockShape(rows), unroll=unroll, tiles=tiles, tile_of=tile_of)
+    assert unpack(named).tobytes() == weight.tobytes()
+    if unroll == 1:
+        tile = np.repeat(np.arange(tiles), np.diff(named.indptr[:: named.row_blocks]))
+        assert np.array_equal(tile, tile_of[named.index]), "entries lie in their columns' tile"
+
+
 @given(st.integers(0, 9999), SIZES, SIZES, DENSITIES, BLOCK_ROWS)
 def test_dense_form_keeps_every_column(seed, n, k, density, rows):
     weight = sparse_matrix(seed, n, k, density)
@@ -70,6 +95,9 @@ def test_joined_groups_are_the_stacked_matrix(seed, groups, n, k, rows):
     parts = [sparse_matrix(seed + g, n, k, 0.3) for g in range(groups)]
     joined = join([pack(part, BlockShape(rows)) for part in parts])
     assert unpack(joined).tobytes() == np.concatenate(parts).tobytes()
+    tile_of = column_tiles(k, 3, 1)
+    tiled = join([pack(part, BlockShape(rows), tiles=3, tile_of=tile_of) for part in parts])
+    assert unpack(tiled).tobytes() == np.concatenate(parts).tobytes()
 
 
 def test_only_blocks_with_a_non_zero_are_kept():
@@ -100,6 +128,8 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="at least one row"):
         BlockShape(0)
     a, b = (pack(np.ones((4, 4), np.float32), BlockShape(r)) for r in (1, 2))
+    with pytest.raises(ValueError, match="tiles of columns"):
+        pack(np.zeros((4, 4), np.float32), BlockShape(1), tiles=2)
     with pytest.raises(ValueError, match="joined"):
         join([a, b])
 

@@ -7,19 +7,14 @@ import pytest
 import tvm
 
 from tvm_pivot.layout import BlockShape
-from tvm_pivot.pack import pack, pack_sliced
+from tvm_pivot.pack import column_tiles, pack, pack_sliced
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
-from tvm_pivot.schedules.block_sparse import (
-    Epilogue,
-    PlanesProblem,
-    RowsProblem,
-    RowsTile,
-    planes_kernel,
-    rows_kernel,
-)
+from tvm_pivot.relay_passes.pack_layer import panel_columns
+from tvm_pivot.schedules.block_sparse import planes_kernel, rows_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes, schedule_rows
 from tvm_pivot.schedules.cost import planes_cycles, rows_cycles
 from tvm_pivot.schedules.pack_planes import pack_planes
+from tvm_pivot.schedules.problems import Epilogue, PlanesProblem, RowsProblem, RowsTile
 from tvm_pivot.schedules.x86 import choose_planes, choose_rows, planes_tiles
 from tvm_pivot.targets import PRESETS, resolve
 
@@ -44,6 +39,7 @@ def planes_problem(geometry, rows, row_blocks, columns):
     return PlanesProblem(
         geometry.batch, geometry.image_floats, columns, geometry.outputs, row_blocks, rows,
         height, width, width if height == 1 else geometry.pitch, Epilogue(low=0.0),
+        geometry.y.kernel * geometry.x.kernel, geometry.groups,
     )  # fmt: skip
 
 
@@ -65,10 +61,11 @@ def test_every_tile_computes_the_same(name, rows, target):
     columns = g.channels * g.y.kernel * g.x.kernel
     weight = RNG.standard_normal((g.outputs, columns)).astype(np.float32)
     weight[RNG.random(weight.shape) < 0.7] = 0
-    packed = pack(weight, BlockShape(rows), columns=g.offsets())
-    problem = planes_problem(g, rows, packed.row_blocks, columns)
+    problem = planes_problem(g, rows, -(-g.outputs // rows), columns)
     tiles = list(planes_tiles(problem, PRESETS[target]))
     assert len(set(tiles)) == len(tiles)
+    tiled = [tile for tile in tiles if tile.k_tiles > 1 or tile.panel]
+    tiles = [tile for tile in tiles if tile not in tiled] + tiled[::7]  # see test_k_tiles
     funcs = {
         f"tile_{i}": schedule_planes(planes_kernel(problem, tile), problem, tile)
         for i, tile in enumerate(tiles)
@@ -82,12 +79,16 @@ def test_every_tile_computes_the_same(name, rows, target):
         # Whatever stood there before must be overwritten: padding and slack too.
         planes = call(lib["pack_planes"], x, np.full((g.batch, g.image_floats), np.nan, "float32"))
         assert np.isfinite(planes).all()
-    bias = np.zeros(packed.rows.size, np.float32)
-    tables = (packed.indptr, packed.index, packed.data, packed.rows, bias)
     shape = (g.batch, g.outputs, g.y.output, g.x.output)
     flat = (g.batch, g.outputs, problem.pixels) if problem.compact else shape
     want = None
-    for i in range(len(tiles)):
+    for i, tile in enumerate(tiles):
+        tile_of = column_tiles(columns, tile.k_tiles, 1 if tile.panel else problem.taps)
+        index = panel_columns(columns, tile.k_tiles) if tile.panel else g.offsets()
+        packed = pack(weight, BlockShape(rows), columns=index, tiles=tile.k_tiles, tile_of=tile_of)
+        bias = np.zeros(packed.rows.size, np.float32)
+        tables = (packed.indptr, packed.index, packed.data, packed.rows, bias)
+        tables += (g.offsets(),) if tile.panel else ()
         out = np.full(flat, np.nan, np.float32)
         y = call(lib[f"tile_{i}"], planes, *tables, out).reshape(shape)
         want = y if want is None else want

@@ -32,6 +32,14 @@ def _even_stretches(counts: np.ndarray) -> np.ndarray:
     return order
 
 
+def column_tiles(columns: int, tiles: int, taps: int) -> IntArray:
+    """The tile of each column: int32 [columns]; the `taps` columns of a channel stay together."""
+    channels = -(-columns // taps)
+    per_tile = max(1, -(-channels // tiles))
+    tile: IntArray = (np.arange(columns) // taps // per_tile).astype(np.int32)
+    return tile
+
+
 def _padded_steps(counts: np.ndarray, unroll: int) -> IntArray:
     steps = -(-counts // unroll)
     return np.concatenate([[0], np.cumsum(steps)]).astype(np.int32)
@@ -45,6 +53,8 @@ def pack(
     slots: IntArray | None = None,
     columns: IntArray | None = None,
     keep_all: bool = False,
+    tiles: int = 1,
+    tile_of: IntArray | None = None,
 ) -> PackedWeight:
     """Pack `weight` float32 [N, K] as R x 1 blocks; only blocks with a non-zero are kept.
 
@@ -57,10 +67,16 @@ def pack(
         columns: int32 [K], what to store in place of each column number, e.g. its offset in
             the planes that the kernel reads. Must be distinct for `unpack` to invert.
         keep_all: keep blocks of zeros too: the dense form of the same layer.
+        tiles: tiles of columns.
+        tile_of: int32 [K], the tile of each column (see `column_tiles`), needed for several.
+            With them, `columns` must be distinct within a tile only.
 
     Raises:
-        ValueError: the block has more than one column, or `weight` is not a matrix.
+        ValueError: the block has more than one column, `weight` is not a matrix, or there is
+            not a tile for every column.
     """
+    if tiles < 1 or (tiles > 1 and tile_of is None):
+        raise ValueError(f"{tiles} tiles of columns, and no tile for each column")
     if block.cols != 1 or weight.ndim != 2:
         raise ValueError(f"pack takes a matrix and R x 1 blocks, not {weight.shape} and {block}")
     n, k = weight.shape
@@ -71,30 +87,45 @@ def pack(
     walk = _even_stretches(mask.sum(axis=1))
     mask = mask[walk]
     slots = slots.reshape(-1, block.rows)[walk]
-    counts = mask.sum(axis=1)
-    indptr = _padded_steps(counts, unroll)
     block_of, column = np.nonzero(mask)
+    segment = block_of
+    if tile_of is not None:
+        segment = tile_of[column] * mask.shape[0] + block_of
+        order = np.argsort(segment, kind="stable")
+        segment, block_of, column = segment[order], block_of[order], column[order]
+    counts = np.bincount(segment, minlength=tiles * mask.shape[0])
+    indptr = _padded_steps(counts, unroll)
     first = np.concatenate([[0], np.cumsum(counts)])[:-1]
-    place = indptr[block_of] * unroll + np.arange(column.size) - first[block_of]
+    place = indptr[segment] * unroll + np.arange(column.size) - first[segment]
     table = np.arange(k, dtype=np.int32) if columns is None else columns
     entries = int(indptr[-1]) * unroll
     index = np.full(entries, table[0] if k else 0, np.int32)
     index[place] = table[column]
     data = np.zeros((entries, block.rows), np.float32)
     data[place] = weight[slots[block_of], column[:, None]]
-    return PackedWeight((n, k), block, unroll, indptr, index, data, slots.ravel())
+    return PackedWeight((n, k), block, unroll, indptr, index, data, slots.ravel(), tiles)
 
 
-def unpack(packed: PackedWeight, columns: IntArray | None = None) -> FloatArray:
-    """The matrix float32 [N, K] that was packed, bit for bit; `columns` as given to `pack`."""
+def unpack(
+    packed: PackedWeight, columns: IntArray | None = None, tile_of: IntArray | None = None
+) -> FloatArray:
+    """The matrix float32 [N, K] that was packed, bit for bit; arguments as given to `pack`."""
     n, k = packed.shape
+    counts = np.diff(packed.indptr) * packed.unroll
     column = packed.index
     if columns is not None:
-        sorter = np.argsort(columns, kind="stable")
-        column = sorter[np.searchsorted(columns, packed.index, sorter=sorter)].astype(np.int32)
+        # Stored columns are distinct within their tile: the two together identify one.
+        step = int(columns.max(initial=0)) + 1
+        base = np.zeros(k, np.int64) if tile_of is None else tile_of.astype(np.int64) * step
+        tile = np.repeat(np.repeat(np.arange(packed.tiles), packed.row_blocks), counts)
+        keys = base + columns
+        sorter = np.argsort(keys, kind="stable")
+        found = np.searchsorted(keys, tile * step + packed.index, sorter=sorter)
+        # Padding may name a column that its tile does not have.
+        column = sorter[np.minimum(found, k - 1)].astype(np.int32)
     weight = np.zeros((n, k), np.float32)
-    owner = np.repeat(np.arange(packed.row_blocks), np.diff(packed.indptr) * packed.unroll)
-    rows = packed.rows.reshape(-1, packed.block.rows)[owner]
+    blocks = np.tile(np.arange(packed.row_blocks), packed.tiles)
+    rows = packed.rows.reshape(-1, packed.block.rows)[np.repeat(blocks, counts)]
     # Padding entries hold zeros everywhere; they must not overwrite a real column.
     real = (packed.data != 0).any(axis=1)
     weight[rows[real], column[real, None]] = packed.data[real]
@@ -137,19 +168,27 @@ def join(parts: list[PackedWeight]) -> PackedWeight:
     """The packed weights of consecutive channel groups as one; rows count on from part to part.
 
     Raises:
-        ValueError: the parts differ in block shape, unroll or columns.
+        ValueError: the parts differ in block shape, unroll, tiles or columns.
     """
-    if len({(part.block, part.unroll, part.shape[1]) for part in parts}) != 1:
-        raise ValueError("only parts of one block shape, unroll and width can be joined")
+    if len({(part.block, part.unroll, part.tiles, part.shape[1]) for part in parts}) != 1:
+        raise ValueError("only parts of one block shape, unroll, tiles and width can be joined")
+    first, tiles, unroll = parts[0], parts[0].tiles, parts[0].unroll
     first_row = np.cumsum([0, *(part.shape[0] for part in parts)])
-    steps = np.cumsum([0, *(part.indptr[-1] for part in parts)])
-    pairs = list(zip(parts, range(len(parts)), strict=True))
+    # Tile by tile: in each, the row blocks of all parts in turn.
+    steps = [np.diff(part.indptr).reshape(tiles, -1) for part in parts]
+    cuts = [part.indptr[:: part.row_blocks] * unroll for part in parts]
+    spans = [
+        (p, slice(c[t], c[t + 1])) for t in range(tiles) for p, c in zip(parts, cuts, strict=True)
+    ]
     return PackedWeight(
-        (int(first_row[-1]), parts[0].shape[1]),
-        parts[0].block,
-        parts[0].unroll,
-        np.concatenate([[0], *(p.indptr[1:] + steps[i] for p, i in pairs)]).astype(np.int32),
-        np.concatenate([p.index for p in parts]),
-        np.concatenate([p.data for p in parts]),
-        np.concatenate([p.rows + first_row[i] for p, i in pairs]).astype(np.int32),
+        (int(first_row[-1]), first.shape[1]),
+        first.block,
+        unroll,
+        np.concatenate([[0], np.cumsum(np.concatenate(steps, axis=1))]).astype(np.int32),
+        np.concatenate([part.index[span] for part, span in spans]),
+        np.concatenate([part.data[span] for part, span in spans]),
+        np.concatenate(
+            [part.rows + start for part, start in zip(parts, first_row[:-1], strict=True)]
+        ).astype(np.int32),
+        tiles,
     )

@@ -1,0 +1,146 @@
+"""What the block-sparse kernels are made for: layers as they see them, and points of their schedule
+space. Equal records share one compiled kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import te, tirx
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to an accumulator before it is stored: + bias, + residual, then clip.
+
+    `low` and `high` bound the result (ReLU is ``low=0``, ReLU6 ``low=0, high=6``).
+    """
+
+    residual: bool = False
+    low: float | None = None
+    high: float | None = None
+
+    def apply(self, value: Any, bias: Any, residual: Any | None) -> Any:
+        value = value + bias
+        if residual is not None:
+            value = value + residual
+        if self.low is not None:
+            value = te.max(value, tirx.const(self.low, "float32"))
+        if self.high is not None:
+            value = te.min(value, tirx.const(self.high, "float32"))
+        return value
+
+
+@dataclass(frozen=True)
+class PlanesProblem:
+    """A layer as the planes kernel sees it; equal problems share one compiled kernel.
+
+    Attributes:
+        batch: images.
+        image_floats: floats of one image in the input planes.
+        columns: columns K of the weight matrix (an upper bound of entries per row block).
+        rows: rows N of the weight matrix, the output channels.
+        row_blocks: row blocks of the packed weight.
+        block_rows: R.
+        height, width: output pixels.
+        pitch: distance of two output rows in the input planes; ``width`` if they are adjacent.
+        epilogue: what is fused behind the sum.
+        taps: columns that read one channel of the input.
+        groups: channel groups; every row block reads the channels of one.
+    """
+
+    batch: int
+    image_floats: int
+    columns: int
+    rows: int
+    row_blocks: int
+    block_rows: int
+    height: int
+    width: int
+    pitch: int
+    epilogue: Epilogue
+    taps: int = 1
+    groups: int = 1
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    @property
+    def compact(self) -> bool:
+        """Output pixels are adjacent in the planes: no gaps between output rows."""
+        return self.pitch == self.width
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """The output's shape: [batch, rows, pixels], with two pixel axes where rows have gaps."""
+        pixels = (self.pixels,) if self.compact else (self.height, self.width)
+        return (self.batch, self.rows, *pixels)
+
+
+@dataclass(frozen=True)
+class PlanesTile:
+    """One point of the planes kernel's schedule space.
+
+    Attributes:
+        lanes: floats per vector.
+        vectors: P, vectors of accumulators per row.
+        tiles: register tiles per group; a group's tiles reuse one row block's weights.
+        group_rows: output rows per group (1 where the output is compact).
+        parallel: run groups x row blocks on all cores.
+        k_tiles: tiles of the weight's columns.
+        stretches: where all row blocks of a task walk one column tile after the other, stretches of
+            row blocks that are tasks of their own.
+        panel: copy the inputs of a column tile together; the index then counts columns of the
+            tile, and the kernel takes the columns' offsets.
+    """
+
+    lanes: int
+    vectors: int
+    tiles: int
+    group_rows: int
+    parallel: bool
+    k_tiles: int = 1
+    stretches: int = 1
+    panel: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.lanes * self.vectors
+
+
+@dataclass(frozen=True)
+class RowsProblem:
+    """A layer as the rows (matrix-vector) kernel sees it.
+
+    Attributes:
+        inputs: input rows M, few.
+        columns: K.
+        rows: N.
+        row_blocks: row blocks or slices.
+        block_rows: R, rows per block, which is also the vector's length.
+        own_columns: each row of a block has columns of its own (`SlicedWeight`).
+        epilogue: what is fused behind the sum.
+    """
+
+    inputs: int
+    columns: int
+    rows: int
+    row_blocks: int
+    block_rows: int
+    own_columns: bool
+    epilogue: Epilogue
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """The output's shape: [inputs, rows]."""
+        return (self.inputs, self.rows)
+
+
+@dataclass(frozen=True)
+class RowsTile:
+    """One point of the rows kernel's schedule space: entries per step, and all cores or one."""
+
+    unroll: int
+    parallel: bool
