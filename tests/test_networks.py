@@ -53,6 +53,8 @@ CASES = (
     # it, except at the first, whose state is zero.
     Case("lstm", "8x1@0.1", length=4, torch=True, layers=4),
     Case("gru", "8x1@0.1", length=4, torch=True, layers=4),
+    Case("lstm", "8x1@0.1", length=4, layers=4),
+    Case("gru", "8x1@0.1", length=4, layers=4),
     Case("resnet20_cifar", "dense", torch=True),
     Case("resnet56_cifar", "8x1@0.2"),
 )

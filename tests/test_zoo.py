@@ -10,14 +10,17 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from benchmarks import zoo
-from benchmarks.zoo import build, data, pruning
+from benchmarks.zoo import build, data, files, pruning
 from benchmarks.zoo.pruning import Variant
 
 SMALLEST_NORMAL = np.finfo(np.float32).tiny
 CIFAR = [name for name, entry in zoo.CATALOGUE.items() if entry.trained]
+MODULES = [name for name, entry in zoo.CATALOGUE.items() if entry.file is None]
+ULTRAFACE = "ultraface_rfb320.onnx"
 
 
 def small(name: str) -> dict[str, int]:
@@ -71,7 +74,7 @@ def test_networks_have_their_published_size(name: str, millions: float) -> None:
 
 
 @pytest.mark.usefixtures("need_data")
-@pytest.mark.parametrize("name", zoo.CATALOGUE)
+@pytest.mark.parametrize("name", MODULES)
 def test_exactly_the_prunable_layers_are_pruned(name: str) -> None:
     net, _ = zoo.build_torch(name, "8x1@0.1", **small(name))
     weights = pruned_weights(name, net)
@@ -116,7 +119,7 @@ def test_hidden_diagonal_has_the_degrees_of_the_plain_one() -> None:
 
 @pytest.mark.usefixtures("need_data")
 @pytest.mark.parametrize("variant", ["dense", "1x1@0.05"])
-@pytest.mark.parametrize("name", zoo.CATALOGUE)
+@pytest.mark.parametrize("name", MODULES)
 def test_activations_stay_near_one(name: str, variant: str) -> None:
     net, x = zoo.build_torch(name, variant, **small(name))
     seen = []
@@ -136,7 +139,7 @@ def test_activations_stay_near_one(name: str, variant: str) -> None:
 
 
 @pytest.mark.usefixtures("need_data")
-@pytest.mark.parametrize("name", zoo.CATALOGUE)
+@pytest.mark.parametrize("name", MODULES)
 def test_same_arguments_give_the_same_network(name: str) -> None:
     options = small(name)
     state = torch.random.get_rng_state()
@@ -250,6 +253,8 @@ def test_cifar_networks_classify(name: str, variant: str, least: float) -> None:
         ("mobilenet_v2", "16x1@0.1"),
         ("bert2", "1x1@0.1"),
         ("mlp_b1", "8x1@0.1"),
+        ("lstm", "8x1@0.1"),
+        ("gru", "1x1@0.1"),
         ("resnet20_cifar", "dense"),
     ],
 )
@@ -291,9 +296,80 @@ def test_cache_makes_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert sorted(tmp_path.iterdir()) == sorted([path, other])  # the stale file has gone
 
 
-def test_recurrent_networks_have_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="from torch only"):
-        zoo.load("lstm", "dense", tmp_path)
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_recurrent_files_hold_one_layer_and_no_shape_arithmetic(name: str, tmp_path: Path) -> None:
+    model = onnx.load(zoo.load(name, "8x1@0.1", tmp_path, length=8))
+    operators = [node.op_type for node in model.graph.node]
+    assert operators.count(name.upper()) == 1
+    assert set(operators) <= {name.upper(), "Transpose", "Squeeze", "Reshape"}
+    assert [entry.domain for entry in model.opset_import] == [""]
+    weights = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    matrices = [weight for weight in weights if weight.size > 512 * 512]
+    assert len(matrices) == 2
+    for weight in matrices:
+        assert (weight != 0).mean() == pytest.approx(0.1, abs=0.01)
+
+
+# --- UltraFace, which comes as an ONNX file
+
+
+@pytest.fixture
+def ultraface(shared_data: Path) -> Path:
+    path = shared_data / ULTRAFACE
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    return path
+
+
+def run_file(model: Path | onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
+    source = model if isinstance(model, Path) else model.SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, {"input": x}))
+
+
+def test_ultraface_file_computes_what_the_original_does(ultraface: Path, tmp_path: Path) -> None:
+    path = zoo.load("ultraface", "dense", tmp_path)
+    x = zoo.example_input("ultraface").numpy()
+    for got, expected in zip(run_file(path, x), run_file(ultraface, x), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
+    model = onnx.load(path)
+    assert [value.name for value in model.graph.input] == ["input"]
+    assert {node.op_type for node in model.graph.node}.isdisjoint({"BatchNormalization", "Shape"})
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+
+
+@pytest.mark.usefixtures("ultraface")
+@pytest.mark.parametrize("variant", ["8x1@0.1", "16x1@0.05", "1x1@0.05"])
+def test_ultraface_is_pruned_and_healthy(variant: str, tmp_path: Path) -> None:
+    asked = Variant.parse(variant)
+    model = onnx.load(zoo.load("ultraface", variant, tmp_path))
+    weights = files.prunable_initializers(model)
+    assert len(weights) == 33
+    for name, weight in weights.items():
+        scores = pruning.block_scores(pruning.as_matrix(weight), asked.block)
+        assert (scores > 0).sum() == max(1, round(asked.density * scores.size)), name
+    names = [node.output[0] for node in model.graph.node if node.op_type == "Conv"]
+    assert len(names) == 52
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
+    )
+    for y in run_file(model, zoo.example_input("ultraface").numpy()):
+        assert np.isfinite(y).all()
+        assert 1e-3 < np.sqrt(np.square(y).mean()) < 20
+        assert not ((y != 0) & (np.abs(y) < SMALLEST_NORMAL)).any()
+
+
+def test_ultraface_is_no_module_and_missing_without_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="not a torch module"):
+        zoo.build_torch("ultraface")
+    monkeypatch.setattr("benchmarks.zoo.export.data_file", lambda n: data.data_file(n, tmp_path))
+    with pytest.raises(zoo.MissingDataError, match=ULTRAFACE):
+        zoo.load("ultraface", "dense", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_prune_leaves_a_dense_network_alone() -> None:

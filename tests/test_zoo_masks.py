@@ -126,3 +126,35 @@ def test_block_diagonal_mask_and_its_hidden_form() -> None:
     np.testing.assert_array_equal(hidden[rows][:, columns], plain)
     with pytest.raises(ValueError, match="do not fit"):
         pruning.block_diagonal_mask((8, 2), 4)
+
+
+@given(
+    rows=st.integers(1, 20),
+    columns=st.integers(1, 20),
+    block=st.sampled_from([(1, 1), (4, 1), (1, 3), (2, 2)]),
+    density=st.sampled_from([0.05, 0.3, 0.5, 1.0]),
+    levels=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_mask_is_that_of_a_stable_sort(
+    rows: int, columns: int, block: tuple[int, int], density: float, levels: int, seed: int
+) -> None:
+    """Few levels of magnitude make many ties, which go to the earlier block."""
+    weight = np.random.default_rng(seed).integers(-levels, levels + 1, (rows, columns))
+    scores = np.array(
+        [
+            [
+                np.mean(np.square(weight[r : r + block[0], c : c + block[1]].astype(np.float64)))
+                for c in range(0, columns, block[1])
+            ]
+            for r in range(0, rows, block[0])
+        ]
+    )
+    order = np.argsort(-scores.ravel(), kind="stable")
+    expected = np.zeros((rows, columns), np.bool_)
+    for index in order[: max(1, round(scores.size * density))]:
+        r, c = np.unravel_index(index, scores.shape)
+        r, c = int(r) * block[0], int(c) * block[1]
+        expected[r : r + block[0], c : c + block[1]] = True
+    got = pruning.magnitude_mask(weight.astype(np.float32), block, density)
+    np.testing.assert_array_equal(got, expected)

@@ -40,6 +40,8 @@ def build_torch(
     """
     entry = find(name).resized(image, length)
     asked = Variant.parse(variant)
+    if entry.file is not None:
+        raise ValueError(f"{name} is an ONNX file, not a torch module")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)  # constructors draw before `initialise` overwrites
         net = entry.make(entry.shape).eval()
@@ -58,7 +60,7 @@ def build_torch(
 def example_input(
     name: str, seed: int = 0, *, image: int | None = None, length: int | None = None
 ) -> Tensor:
-    """The float32 input :func:`build_torch` returns: a real image for trained networks, else noise.
+    """The float32 input :func:`build_torch` returns: an image for the CIFAR networks, else noise.
 
     Raises as :func:`build_torch` does.
     """
@@ -75,13 +77,14 @@ def prune(entry: Entry, net: nn.Module, variant: Variant, seed: int = 0) -> None
         return
     weights = prunable_weights(entry, net)
     arrays = {name: weight.detach().numpy() for name, weight in weights.items()}
-    for name, mask in _masks(entry, arrays, variant, seed).items():
+    for name, mask in masks(entry, arrays, variant, seed).items():
         weights[name].data.copy_(torch.from_numpy(apply_mask(arrays[name], mask)))
 
 
-def _masks(
-    entry: Entry, weights: dict[str, NDArray[np.float32]], variant: Variant, seed: int
+def masks(
+    entry: Entry, weights: dict[str, NDArray[np.float32]], variant: Variant, seed: int = 0
 ) -> dict[str, Mask]:
+    """What a pruned variant of ``entry`` keeps of its weights, by name. Raises as `build_torch`."""
     if variant.kind == "dlmc":
         if entry.name != "resnet50":
             raise ValueError(f"DLMC masks are of ResNet-50, not {entry.name}")

@@ -36,8 +36,8 @@ class Entry:
     ``make`` takes the input's ``shape``, on which only VGG-16's classifier depends.
     ``resizable`` names what a caller may change of it: "image" (both sides of [N, 3, H, W]),
     "length" (axis 1 of [N, T, C]) or nothing.  ``trained`` is the name of trained weights, None
-    for random ones.  ``onnx`` is False where TVM's ONNX importer lacks the operator, so that only
-    the torch module is of use.
+    for random ones.  ``file`` is the name of an ONNX file that is the network; `make` and
+    `is_pruned` do not apply then.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Entry:
     is_pruned: Callable[[nn.Module], bool]
     resizable: str | None = None
     trained: str | None = None
-    onnx: bool = True
+    file: str | None = None
 
     def resized(self, image: int | None = None, length: int | None = None) -> Entry:
         """The same network for another image side or sequence length; None keeps the standing one.
@@ -99,8 +99,14 @@ def _recurrence(name: str, cell: type[nn.LSTM] | type[nn.GRU]) -> Entry:
         shape,
         _recurrent,
         resizable="length",
-        onnx=False,
     )
+
+
+def _file(name: str, file: str, *shape: int) -> Entry:
+    def make(_: tuple[int, ...]) -> nn.Module:
+        raise TypeError(f"{name} is an ONNX file")
+
+    return Entry(name, make, shape, _every_convolution, file=file)
 
 
 _ENTRIES = (
@@ -116,6 +122,7 @@ _ENTRIES = (
     _recurrence("gru", nn.GRU),
     _cifar("resnet20_cifar", 3),
     _cifar("resnet56_cifar", 9),
+    _file("ultraface", "ultraface_rfb320.onnx", 1, 3, 240, 320),
 )
 CATALOGUE = {entry.name: entry for entry in _ENTRIES}
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .build import build_torch
-from .catalogue import find
-from .data import REPOSITORY
+from . import files
+from .build import build_torch, masks
+from .catalogue import Entry, find
+from .data import REPOSITORY, data_file
 from .pruning import Variant
+from .vision import CifarBlock
 
 DEFAULT_CACHE = REPOSITORY / ".cache" / "zoo"
 OPSET = 17  # the newest that every runtime of the comparison reads
@@ -29,14 +33,15 @@ def export_onnx(module: nn.Module, x: Tensor, path: Path) -> None:
     The exporter folds batch norm into convolutions and constants into each other.  The file
     appears whole or not at all, so that concurrent processes may share a cache.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as scratch:
-        written = Path(scratch) / path.name
+    with _appearing(path) as written:
         with warnings.catch_warnings():
             # The tracing exporter is deprecated in favour of one that writes opset 18 and up.
             warnings.simplefilter("ignore", DeprecationWarning)
             # What it cannot fold it leaves in the graph, which is correct.
             warnings.filterwarnings("ignore", "Constant folding")
+            # Sizes are static here, so checks and states that are traced once stay right.
+            warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size")
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
             torch.onnx.export(
                 module,
                 (x,),
@@ -47,6 +52,20 @@ def export_onnx(module: nn.Module, x: Tensor, path: Path) -> None:
                 do_constant_folding=True,
                 dynamo=False,
             )
+        # The exporter computes the shape of an initial state, and how much to pad.
+        if any(isinstance(layer, (nn.RNNBase, CifarBlock)) for layer in module.modules()):
+            files.fold(written, written)
+        with torch.no_grad():
+            files.declare_output(written, tuple(module(x).shape))
+
+
+@contextlib.contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A place to write what then appears at ``path`` as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as scratch:
+        written = Path(scratch) / path.name
+        yield written
         os.replace(written, path)
 
 
@@ -63,23 +82,35 @@ def load(
 
     ``cache_dir`` defaults to ``.cache/zoo`` in the repository.  Files are named after the network,
     variant, sizes and seed, and carry a fingerprint of the code that makes them: changing it
-    makes new files and removes the old ones.
+    makes new files and removes the old ones.  A caller short of disk space (VGG-16 is 553 MB in
+    every variant) may delete the file after use.
 
-    Raises ValueError for networks without an ONNX form (LSTM, GRU), else as ``build_torch``.
+    Raises as ``build_torch``.
     """
     entry = find(name).resized(image, length)
-    if not entry.onnx:
-        raise ValueError(f"{name} has no ONNX file: TVM imports it from torch only")
+    asked = Variant.parse(variant)
     folder = DEFAULT_CACHE if cache_dir is None else Path(cache_dir)
-    key = f"{name}-{Variant.parse(variant)}-{'x'.join(map(str, entry.shape))}-s{seed}"
+    key = f"{name}-{asked}-{'x'.join(map(str, entry.shape))}-s{seed}"
     path = folder / f"{key}-{_fingerprint()}.onnx"
     if not path.is_file():
-        module, x = build_torch(name, variant, seed, image=image, length=length)
-        export_onnx(module, x, path)
+        if entry.file is not None:
+            _write_file(entry, entry.file, asked, seed, path)
+        else:
+            module, x = build_torch(name, variant, seed, image=image, length=length)
+            export_onnx(module, x, path)
         for stale in folder.glob(f"{key}-*.onnx"):
             if stale != path:
                 stale.unlink(missing_ok=True)
     return path
+
+
+def _write_file(entry: Entry, file: str, variant: Variant, seed: int, path: Path) -> None:
+    """Writes a variant of a network that comes as an ONNX file, under the file's own names."""
+    model = files.read(data_file(file), OPSET)
+    if variant.kind != "dense":
+        files.prune_initializers(model, lambda weights: masks(entry, weights, variant, seed))
+    with _appearing(path) as written:
+        files.fold(model, written)
 
 
 @functools.cache

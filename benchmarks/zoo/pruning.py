@@ -107,14 +107,19 @@ def block_scores(matrix: NDArray[np.generic], block: tuple[int, int]) -> NDArray
     The mean (not the sum) keeps ragged blocks at the lower and right edge comparable.
     """
     padding = [(0, -extent % side) for extent, side in zip(matrix.shape, block, strict=True)]
-
-    def block_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        padded = np.pad(values, padding)
-        rows, columns = padded.shape[0] // block[0], padded.shape[1] // block[1]
-        sums: NDArray[np.float64] = padded.reshape(rows, block[0], columns, block[1]).sum((1, 3))
-        return sums
-
-    return block_sums(matrix.astype(np.float64) ** 2) / block_sums(np.ones(matrix.shape))
+    padded = np.pad(matrix, padding) if np.any(padding) else matrix
+    rows, columns = padded.shape[0] // block[0], padded.shape[1] // block[1]
+    blocks = padded.reshape(rows, block[0], columns, block[1])
+    # One row of blocks at a time: VGG-16's largest weight in float64 would be 800 MB.
+    sums = np.empty((rows, columns))
+    for row in range(rows):
+        exact = blocks[row].astype(np.float64)
+        sums[row] = np.einsum("rkc,rkc->k", exact, exact)
+    heights, widths = (
+        np.minimum(side, extent - np.arange(0, extent, side))
+        for extent, side in zip(matrix.shape, block, strict=True)
+    )
+    return sums / np.outer(heights, widths)
 
 
 def magnitude_mask(
@@ -126,13 +131,19 @@ def magnitude_mask(
     earlier block.  Returns a mask of the weight's shape, True where kept.
     """
     matrix = as_matrix(weight, order)
-    scores = block_scores(matrix, block)
-    count = max(1, round(scores.size * density))
-    kept = np.zeros(scores.size, np.bool_)
-    kept[np.argsort(-scores.ravel(), kind="stable")[:count]] = True
+    scores = np.abs(matrix) if block == (1, 1) else block_scores(matrix, block)
+    kept = _largest(scores.ravel(), max(1, round(scores.size * density)))
     expanded = kept.reshape(scores.shape).repeat(block[0], 0).repeat(block[1], 1)
     mask = from_matrix(expanded[: matrix.shape[0], : matrix.shape[1]], weight.shape, order)
     return np.ascontiguousarray(mask, np.bool_)
+
+
+def _largest(scores: NDArray[np.generic], count: int) -> Mask:
+    """Marks exactly ``count`` of ``scores`` [n], none smaller than an unmarked one."""
+    least = np.partition(scores, scores.size - count)[scores.size - count]
+    marked = np.asarray(scores > least)
+    marked[np.flatnonzero(scores == least)[: count - np.count_nonzero(marked)]] = True
+    return marked
 
 
 def block_diagonal_mask(

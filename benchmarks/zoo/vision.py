@@ -237,7 +237,8 @@ class CifarBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
         if self.padding:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
+            x = F.max_pool2d(x, 1, 2)  # a strided slice, which some converters do not know
+            x = F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
         return F.relu(self.bn2(self.conv2(y)) + x)
 
 
