@@ -237,8 +237,11 @@ def _seconds_of_100_runs(net: Session) -> float:
 
 def test_a_library_that_is_not_what_the_manifest_says() -> None:
     x = ("x", (1, 16), "float32")
+    two = tiny.manifest([x, ("z", (1,), "float32")], [x])
     with pytest.raises(PivotError, match="takes 1 inputs, its manifest says 2"):
-        Session(tiny.relu_executable(), tiny.manifest([x, ("z", (1,), "float32")], [x]))
+        Session(tiny.relu_executable().jit(), two)
+    with pytest.raises(PivotError, match="takes 1 inputs, its manifest says 2"):
+        Session(tiny.relu_executable(), two).run(X, X)
     net = Session(tiny.relu_executable(), tiny.manifest([x], [x, x]))
     with pytest.raises(PivotError, match="returns 1 outputs, its manifest says 2"):
         net.run(X)

@@ -36,7 +36,8 @@ class LayerReport:
         mode: ``"sparse"`` or ``"dense"``: how the layer runs.
         reason: why it runs that way, in words a user understands.
         flops_dense: floating-point operations of the layer with no zero skipped.
-        flops_kept: operations that non-zero weights ask for.
+        flops_kept: operations of the weights that are not skipped: in a sparse layer the
+            non-zero ones, in a dense one all that are left.
         kernel: the name of the kernel that runs it; empty when nothing was compiled.
         fills: what the fill of the model's own rows and columns would be with other blocks.
     """
@@ -99,7 +100,7 @@ class Report:
 
     @property
     def flops_kept(self) -> int:
-        """Operations that the non-zero weights of all layers ask for."""
+        """Operations of the weights of all layers that are not skipped."""
         return sum(layer.flops_kept for layer in self.layers)
 
     def to_json(self, *, indent: int | None = None) -> str:

@@ -60,8 +60,9 @@ class Session:
             library_file: where `library` was loaded from, for a later `export`.
 
         Raises:
-            PivotError: the library has no ``main``, or not with the manifest's inputs; or an
-                input or output has a dtype that NumPy has not.
+            PivotError: the library has no ``main``, or not with the manifest's inputs (`run` says
+                so if it is a `relax.VMExecutable`); or an input or output has a dtype that NumPy
+                has not.
         """
         self.manifest = manifest
         self.inputs: tuple[TensorSpec, ...] = manifest.inputs
@@ -74,13 +75,15 @@ class Session:
         self._threads_required = False
         if threads is not None:
             self.set_threads(threads)
-        for spec in self.outputs:
+        for spec in (*self.inputs, *self.outputs):
             _numpy_dtype(spec)
         self._arity = len(self.inputs)
         self._copy_output: tuple[bool, ...] | None = None
         self._lock = threading.Lock()  # held while a thread makes its runner, never to run
         self._local = threading.local()
-        self._new_runner()
+        if self._module is library:
+            self._new_runner()
+        # else it comes from the compiler, and linking takes seconds that `export` does not need
 
     def __repr__(self) -> str:
         takes = ", ".join(map(_describe, self.inputs))
@@ -149,6 +152,14 @@ class Session:
         from . import artifact
 
         return artifact.save(path, self._library_file or self._library, self.manifest)
+
+    def virtual_machine(self) -> relax.VirtualMachine:
+        """A Relax virtual machine of its own for the network, for tools that watch its steps.
+
+        It shares the weights; its ``main`` takes tensors in the order of `inputs` and runs on
+        the calling thread's TVM pool, which `run` sets to `threads`.
+        """
+        return relax.VirtualMachine(self._module, tvm.cpu())
 
     def _new_runner(self) -> _Runner:
         with self._lock:
