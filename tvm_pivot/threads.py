@@ -15,6 +15,10 @@ from .errors import PivotError
 
 # ThreadGroup::kSpecifyThreadShareAllCore: all threads may run on all of the CPUs given.
 _SHARE_CPUS = -3
+# How often a worker that has nothing to do looks for work before it sleeps; TVM reads this as it
+# starts one. Its own 300,000 times take a whole core for 0.2 s after every run, and after the start
+# of each worker that is not used; these take 7 ms, far longer than a pause within a network.
+_SPIN = ("TVM_THREAD_POOL_SPIN_COUNT", "10000")
 
 
 class _Pool(threading.local):
@@ -68,6 +72,7 @@ def configure(count: int, *, required: bool) -> None:
     """
     import tvm
 
+    os.environ.setdefault(*_SPIN)
     cpus = [str(cpu) for cpu in _usable_cpus()]
     # The pool, if this call makes it, gets as many workers as there are entries.
     entries = cpus * -(-count // len(cpus))
