@@ -18,7 +18,7 @@ import tiny
 from typer.testing import CliRunner
 
 import tvm_pivot
-from tvm_pivot import cli
+from tvm_pivot import cli, cli_common
 from tvm_pivot.errors import InputError
 from tvm_pivot.report import Report
 
@@ -132,7 +132,7 @@ def test_build_shows_phases_on_a_terminal(
         def status(self, first: str) -> Status:
             return Status()
 
-    monkeypatch.setattr(cli, "_messages", Terminal())
+    monkeypatch.setattr(cli_common, "messages", Terminal())
     assert call("build", model, "-o", tmp_path / "x.pivot", "--shape", "batch=1").exit_code == 0
     assert phases[0] == "import"
     assert len(phases) > 3
@@ -254,13 +254,13 @@ def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
     ],
 )
 def test_shapes(texts: list[str] | None, expected: Any) -> None:
-    assert cli.parse_shapes(texts) == expected
+    assert cli_common.parse_shapes(texts) == expected
 
 
 @pytest.mark.parametrize("text", ["x", "x=", "=1", "x=1x", "x=-1", "x=1.5", "x=1,2", "x=a"])
 def test_wrong_shapes(text: str) -> None:
     with pytest.raises(InputError, match="write batch=1 or x=1x3x224x224"):
-        cli.parse_shapes([text])
+        cli_common.parse_shapes([text])
 
 
 def test_outputs_may_have_any_name_and_hold_no_numbers(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``tvm-pivot inspect | build | run``.
+"""The command line: ``tvm-pivot inspect | build | run | bench``.
 
 TVM takes seconds to import, so it is imported inside the commands: ``--help`` stays quick.
 """
@@ -9,15 +9,25 @@ import json
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from .errors import ArtifactError, InputError, PivotError
+from .cli_bench import bench
+from .cli_common import (
+    AsJson,
+    Model,
+    Shapes,
+    Target,
+    Threads,
+    errors,
+    parse_shapes,
+    phases,
+    print_json,
+)
+from .errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,23 +42,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_messages = Console(stderr=True)
-
-Model = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
-Target = Annotated[
-    str, typer.Option("--target", "-t", help="Machine to compile for: x86 is this one.")
-]
-Shapes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--shape",
-        help="Size of an open dimension (batch=1) or shape of an input (x=1x3x224x224). Repeat it.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
-Threads = Annotated[
-    int | None, typer.Option("--threads", help="Threads; default: one per physical core.")
-]
 
 
 def _show_version(wanted: bool) -> None:
@@ -83,10 +76,10 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show where a model's zeros are and which layers would run sparse. Compiles nothing."""
-    with _errors(context):
+    with errors(context):
         import tvm_pivot
 
-        with _phases("reading"):
+        with phases("reading"):
             report = tvm_pivot.inspect(str(model), target=target, shapes=parse_shapes(shape))
         typer.echo(report.to_json(indent=2) if as_json else str(report))
 
@@ -109,7 +102,7 @@ def build(
     as_json: AsJson = False,
 ) -> None:
     """Compile a model into one file that `run` and tvm_pivot.load read."""
-    with _errors(context):
+    with errors(context):
         if not output.parent.is_dir():  # before minutes of compiling, not after
             raise ArtifactError(f"cannot write {output}: there is no directory {output.parent}")
         started = time.perf_counter()
@@ -118,7 +111,7 @@ def build(
         seconds, size = time.perf_counter() - started, output.stat().st_size
         if as_json:
             report = json.loads(net.report.to_json())
-            _print_json(
+            print_json(
                 {"artifact": str(output), "bytes": size, "seconds": seconds, "report": report}
             )
         else:
@@ -147,7 +140,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a model and show its outputs and how long it takes."""
-    with _errors(context):
+    with errors(context):
         if bool(inputs) == random:
             raise InputError("give the inputs with --input, or make them up with --random")
         if output is not None and output.suffix not in (".npz", ".npy"):
@@ -167,20 +160,7 @@ def run(
         _print_run(net, results, seconds, as_json)
 
 
-def parse_shapes(texts: list[str] | None) -> dict[str, int | tuple[int, ...]] | None:
-    """``["batch=1", "x=1x3x224x224"]`` as ``{"batch": 1, "x": (1, 3, 224, 224)}``.
-
-    Raises:
-        InputError: one of them is not written like that.
-    """
-    found: dict[str, int | tuple[int, ...]] = {}
-    for text in texts or ():
-        name, _, sizes = text.rpartition("=")
-        numbers = sizes.split("x")
-        if not name or not all(n.isdecimal() for n in numbers):
-            raise InputError(f"--shape {text}: write batch=1 or x=1x3x224x224")
-        found[name] = int(sizes) if len(numbers) == 1 else tuple(map(int, numbers))
-    return found or None
+app.command()(bench)
 
 
 def read_inputs(texts: Iterable[str], net: Session) -> dict[str, npt.NDArray[Any]]:
@@ -226,21 +206,11 @@ def make_inputs(net: Session, seed: int) -> dict[str, npt.NDArray[Any]]:
 def _build(model: Path, target: str, shape: list[str] | None, **more: Any) -> Session:
     import tvm_pivot
 
-    with _phases("starting") as progress:
+    with phases("starting") as progress:
         net: Session = tvm_pivot.build(
             str(model), target=target, shapes=parse_shapes(shape), progress=progress, **more
         )
     return net
-
-
-@contextmanager
-def _phases(first: str) -> Iterator[Callable[[str], None]]:
-    """A line on stderr that names the current phase; silent where stderr is no terminal."""
-    if not _messages.is_terminal:
-        yield lambda phase: None
-        return
-    with _messages.status(first) as status:
-        yield lambda phase: status.update(phase)
 
 
 def _measure(
@@ -287,7 +257,7 @@ def _print_run(
     least, median = min(seconds) * 1e3, float(np.median(seconds)) * 1e3
     if as_json:
         latency = {"min": least, "median": median, "runs": len(seconds), "threads": net.threads}
-        _print_json({"outputs": outputs, "latency_ms": latency})
+        print_json({"outputs": outputs, "latency_ms": latency})
         return
     for y in outputs:
         shown = ", ".join(f"{k} {y[k]:.6g}" for k in ("min", "mean", "max") if y[k] is not None)
@@ -306,26 +276,6 @@ def _statistics(y: npt.NDArray[np.generic]) -> dict[str, float | None]:
         return dict.fromkeys(("min", "mean", "max"))
     values = {"min": y.min(), "mean": y.mean(dtype=np.float64), "max": y.max()}
     return {k: float(v) if np.isfinite(v) else None for k, v in values.items()}
-
-
-def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=2, allow_nan=False))
-
-
-@contextmanager
-def _errors(context: typer.Context) -> Iterator[None]:
-    """Print a PivotError as one line on stderr and exit with 1; ``--debug`` lets it through."""
-    try:
-        yield
-    except PivotError as e:
-        if context.obj:
-            raise
-        _fail(str(e))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"tvm-pivot: {' '.join(message.split())}", err=True)
-    raise typer.Exit(1)
 
 
 def main() -> None:

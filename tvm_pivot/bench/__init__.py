@@ -1,0 +1,1 @@
+"""Comparing runtimes on one model: the same file, the same run, outputs checked."""
