@@ -1,6 +1,6 @@
 # `make demo` and `make test` do everything, set-up included, on a machine with Python and gcc.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench-layers clean
+.PHONY: help demo test lint bench bench-layers readme-tables clean
 
 PYTHON ?= python3
 # For the CPU build of torch, say: make test TORCH="torch==2.13.0 --index-url <where it is>"
@@ -11,14 +11,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A strict editable install links each file by name, so a new or renamed file needs a new install:
 # the directories' times tell.
-FOLDERS := tvm_pivot tvm_pivot/demo relay_passes schedules
+FOLDERS := tvm_pivot tvm_pivot/bench tvm_pivot/bench/runtimes tvm_pivot/demo relay_passes schedules
 INSTALL := $(BIN)/python -m pip install --quiet --config-settings editable_mode=strict --editable
 
 help:
 	@echo "make demo          compile the shipped pruned network, check and time it"
 	@echo "make test          run the tests"
 	@echo "make lint          ruff and mypy"
+	@echo "make bench         compare runtimes on the standing set of networks, half an hour"
 	@echo "make bench-layers  time single layers, sparse against dense"
+	@echo "make readme-tables write the tables of README.md from the results"
 	@echo "make clean         remove the environment, builds and caches"
 
 demo: $(VENV)/.demo
@@ -34,8 +36,15 @@ lint: $(VENV)/.dev
 	# From elsewhere: beside the sources mypy would miss the folders that are mapped into the package.
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p tvm_pivot
 
+bench: $(VENV)/.dev
+	$(BIN)/tvm-pivot bench --install litert,deepsparse
+	$(BIN)/python benchmarks/standing_set.py --html benchmarks/results/standing_set.html
+
 bench-layers: $(VENV)/.dev
 	$(BIN)/python benchmarks/layers.py
+
+readme-tables: $(VENV)/.dev
+	$(BIN)/python benchmarks/readme_tables.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -47,7 +56,7 @@ $(VENV)/.python:
 	touch $@
 
 $(VENV)/.demo: pyproject.toml $(FOLDERS) | $(VENV)/.python
-	$(INSTALL) ".[bench]"
+	$(INSTALL) ".[demo]"
 	touch $@
 
 # torch goes first and by itself, so that nothing else decides which build of it is installed.

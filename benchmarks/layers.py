@@ -13,12 +13,11 @@ import argparse
 import json
 import math
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,14 @@ import torch
 import tvm
 from tvm import relax
 
-from tvm_pivot.layout import BlockShape
-from tvm_pivot.pack import pack
+from tvm_pivot.bench.machine import describe_machine
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
 from tvm_pivot.relay_passes.detect import plan_layer, planes_problem
 from tvm_pivot.relay_passes.layers import Layer, Plan
-from tvm_pivot.schedules.block_sparse import Epilogue, planes_kernel
+from tvm_pivot.relay_passes.pack_layer import pack_planes_layer
+from tvm_pivot.schedules.block_sparse import planes_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes
+from tvm_pivot.schedules.problems import Epilogue
 from tvm_pivot.schedules.x86 import choose_planes
 from tvm_pivot.targets import PivotTarget, resolve
 
@@ -63,16 +63,10 @@ def compiled(
     lib = tvm.compile(
         tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=target.to_tvm()
     )
-    packed = pack(
-        layer.matrix,
-        BlockShape(plan.block_rows),
-        columns=layer.geometry.offsets(),
-        slots=plan.slots[0],
-        keep_all=plan.keep_all,
-    )
+    packed, more = pack_planes_layer(layer, plan, tile)
     bias = np.zeros(packed.rows.size, np.float32)
     out = tvm.runtime.tensor(np.zeros((1, problem.rows, problem.pixels), np.float32))
-    tables = (packed.indptr, packed.index, packed.data, packed.rows, bias)
+    tables = (packed.indptr, packed.index, packed.data, packed.rows, bias, *more)
     args = [tvm.runtime.tensor(a) for a in (x.reshape(1, -1), *tables)] + [out]
     main = lib["main"]
     return lambda: main(*args), out
@@ -178,15 +172,16 @@ def main() -> int:
     least = min(r["speedup"] for r in results if r["block"] == "1x1")
     print(f"unstructured at 0.1: least speed-up over torch {least:.1f}x")
     if args.json:
-        host = {
-            "machine": platform.processor() or platform.machine(),
-            "python": sys.version.split()[0],
-            "tvm": tvm.__version__,
-            "torch": torch.__version__,
+        facts = {
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": "python benchmarks/layers.py",
+            "machine": asdict(describe_machine()),
+            "versions": {"tvm": tvm.__version__, "torch": torch.__version__},
+            "precision": "fp32",
             "threads": 1,
         }
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"host": host, "results": results}, indent=1) + "\n")
+        args.json.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
     return 0
 
 

@@ -1,0 +1,229 @@
+"""What `make bench` would measure, how it sums that up, and how two runs are compared."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import repeatability, standing_plan, standing_set, zoo
+from benchmarks.standing_plan import (
+    NETWORKS,
+    RUNTIMES,
+    VARIANTS,
+    Batch,
+    batches,
+    runtimes_for,
+    threads_for,
+)
+from tvm_pivot.bench.results import Comparison, Machine, ModelFacts, Noise, Result
+from tvm_pivot.bench.runtimes import ADAPTERS
+
+SKIPPING = ("pivot", "mnn-sparse", "deepsparse")
+
+
+def result(model: str, runtime: str, ms: float | None, threads: int = 1) -> Result:
+    status = "ok" if ms is not None else "failed"
+    return Result(model, runtime, runtime, status, "1", threads, "fp32", median_ms=ms)
+
+
+def comparison(results: list[Result]) -> Comparison:
+    """A comparison of the models that the results name: ``"<network> <variant>"``."""
+    names = dict.fromkeys(r.model for r in results)
+    models = [ModelFacts(n, *n.split(), "0", "dense", 1.0, 2, 2) for n in names]
+    machine = Machine("cpu", 2, (), 8.0, "Linux", "3.11")
+    return Comparison("2026", "make bench", machine, "", (), tuple(models), tuple(results))
+
+
+# --- the plan
+
+
+def test_the_standing_set_is_complete() -> None:
+    work = batches(NETWORKS, VARIANTS)
+    files = [(batch.network, variant) for batch in work for variant in batch.variants]
+    assert len(files) == len(set(files)) == 10 * 13 + 3
+    patterns = {(p, d) for p in ("8x1", "16x1", "4x1", "1x1") for d in ("0.2", "0.1", "0.05")}
+    for network in NETWORKS:
+        found = {variant for n, variant in files if n == network and "dlmc" not in variant}
+        assert found == {"dense", *("@".join(pattern) for pattern in patterns)}
+    dlmc = [file for file in files if file[1].startswith("dlmc")]
+    assert sorted(dlmc) == [("resnet50", f"dlmc@{d}") for d in ("0.05", "0.1", "0.2")]
+    assert set(NETWORKS) <= set(zoo.CATALOGUE)
+    for variant in VARIANTS:
+        zoo.Variant.parse(variant)
+    assert set(RUNTIMES) <= set(ADAPTERS)
+
+
+def test_the_most_important_files_come_first_and_small_networks_before_large_ones() -> None:
+    work = batches(NETWORKS, VARIANTS)
+    assert [batch.network for batch in work[:10]] == list(NETWORKS)
+    assert all(set(batch.variants) <= set(standing_plan.EVERY_RUNTIME) for batch in work[:10])
+    assert work[9] == Batch("vgg16", ("dense", "8x1@0.1"))
+
+
+def test_chosen_networks_and_variants_only() -> None:
+    assert batches(["vgg16", "mlp"], ["16x1@0.1", "dense", "dlmc@0.1"]) == [
+        Batch("mlp", ("dense",)),
+        Batch("vgg16", ("dense",)),
+        Batch("mlp", ("16x1@0.1",)),
+        Batch("vgg16", ("16x1@0.1",)),
+    ]
+    # Others of the zoo come last, and variants that are no part of the set are measured too.
+    assert batches(["gru", "mlp"], ["2x1@0.5"]) == [
+        Batch("mlp", ("2x1@0.5",)),
+        Batch("gru", ("2x1@0.5",)),
+    ]
+
+
+def test_every_runtime_runs_on_one_pruned_file_and_sparse_options_not_on_the_dense_one() -> None:
+    assert runtimes_for("8x1@0.1", RUNTIMES, SKIPPING) == [
+        name for name in RUNTIMES if name != "openvino-sparse"
+    ]
+    assert runtimes_for("dense", RUNTIMES, SKIPPING) == [
+        "pivot", "mnn", "litert", "onnxruntime", "openvino", "deepsparse"
+    ]  # fmt: skip
+
+
+def test_all_that_do_anything_about_zeros_run_on_the_unstructured_files() -> None:
+    skipping = (*SKIPPING, "openvino-sparse")
+    for variant in ("1x1@0.1", "dlmc@0.1"):
+        found = runtimes_for(variant, RUNTIMES, skipping)
+        assert set(found) == {"onnxruntime", *skipping}
+    assert "openvino-sparse" not in runtimes_for("8x1@0.2", RUNTIMES, skipping)
+
+
+def test_the_least_important_files_are_measured_with_one_number_of_threads() -> None:
+    assert threads_for("8x1@0.05", [1, 2]) == [1, 2]
+    assert threads_for("4x1@0.05", [1, 2]) == [1]
+
+
+@pytest.mark.parametrize("variant", ["8x1@0.05", "4x1@0.1", "1x1@0.2", "dlmc@0.05"])
+def test_elsewhere_those_that_skip_zeros_and_one_that_does_not(variant: str) -> None:
+    found = runtimes_for(variant, RUNTIMES, SKIPPING)
+    assert found == ["pivot", "mnn-sparse", "onnxruntime", "deepsparse"]
+    assert runtimes_for(variant, ["openvino", "pivot"], ["pivot"]) == ["pivot"]
+
+
+def test_what_the_time_does_not_suffice_for_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files take ten minutes per network here; nothing is really measured."""
+    clock = [0.0]
+    monkeypatch.setattr(standing_set.time, "monotonic", lambda: clock[0])
+    measured = []
+
+    def pretend(self: standing_set.StandingSet, batch: Batch, _pool: object) -> None:
+        clock[0] += 600
+        self.seconds.setdefault(batch.network, []).append(600 / len(batch.variants) / 2)
+        measured.append(batch.network)
+
+    monkeypatch.setattr(standing_set.StandingSet, "_measure_batch", pretend)
+    options = standing_set._parse(
+        ["--runtimes", "pivot,onnxruntime", "--minutes", "25", "--json", str(tmp_path / "a.json")]
+    )
+    standing = standing_set.StandingSet(options)
+    standing.run([Batch(network, ("dense", "8x1@0.1")) for network in ("mlp", "lstm", "bert2")])
+    assert measured == ["mlp", "lstm"]
+    assert standing.skipped == ["bert2 dense: no time left", "bert2 8x1@0.1: no time left"]
+
+
+def test_resuming_leaves_out_what_was_measured(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    found = comparison([result("mlp dense", "pivot", 1.0)])
+    replace(found, machine=standing_set.describe_machine()).save(path)
+    arguments = ["--runtimes", "pivot", "--json", str(path)]
+    resumed = standing_set.StandingSet(standing_set._parse([*arguments, "--resume"]))
+    assert resumed._remaining(Batch("mlp", ("dense", "8x1@0.1"))).variants == ("8x1@0.1",)
+    fresh = standing_set.StandingSet(standing_set._parse(arguments))
+    assert fresh._remaining(Batch("mlp", ("dense",))).variants == ("dense",)
+    found.save(path)
+    assert standing_set.main([*arguments, "--resume"]) == 2  # another machine's results
+
+
+# --- the summary
+
+
+def test_summary_has_times_ratios_and_means() -> None:
+    lines = list(
+        standing_plan.summary(
+            comparison(
+                [
+                    result("mlp dense", "pivot", 2.0),
+                    result("mlp dense", "mnn", 3.0),
+                    result("mlp 8x1@0.1", "pivot", 0.5),
+                    result("mlp 8x1@0.1", "mnn", 1.0),
+                    result("bert2 8x1@0.1", "pivot", 1.0),
+                    result("bert2 8x1@0.1", "mnn", 8.0),
+                    result("bert2 1x1@0.1", "pivot", 1.0),
+                    result("bert2 1x1@0.1", "mnn", None),
+                    result("vgg16 1x1@0.1", "mnn", 40.0),
+                ]
+            )
+        )
+    )
+    assert lines[0].startswith("1 thread;")
+    assert [line.split() for line in lines[1:]] == [
+        ["pivot,", "ms", "mnn"],
+        ["mlp", "dense", "2", "1.50"],
+        ["mlp", "8x1@0.1", "0.5", "2.00"],
+        ["bert2", "8x1@0.1", "1", "8.00"],
+        ["bert2", "1x1@0.1", "1", "failed"],
+        ["vgg16", "1x1@0.1", "-", "40"],
+        ["dense,", "geometric", "mean", "1.50"],
+        ["pruned,", "geometric", "mean", "4.00"],
+        [],
+    ]
+
+
+# --- repeating a run
+
+
+def run_of(*ratios: float, speed: float = 1.0) -> Comparison:
+    """Three networks on a machine of some speed; a rival takes `ratios` times ours."""
+    results = []
+    for network, value in zip(("mlp", "lstm", "bert2"), ratios, strict=True):
+        results += [
+            result(f"{network} dense", "pivot", speed),
+            result(f"{network} dense", "mnn", value * speed),
+        ]
+    return comparison(results)
+
+
+def test_changes_are_those_of_ratios_not_of_times() -> None:
+    found = repeatability.changes(run_of(2.0, 4.0, 1.0), run_of(2.2, 3.0, 1.0, speed=1.5))
+    assert found == pytest.approx({"mlp": 0.1, "lstm": 0.25, "bert2": 0.0})
+
+
+def test_only_common_cases_count() -> None:
+    old, new = run_of(2.0, 4.0, 1.0), run_of(2.0, 4.0, 1.0)
+    failed = [replace(r, median_ms=None) if r.model == "lstm dense" else r for r in old.results]
+    assert set(repeatability.changes(old, replace(new, results=tuple(failed)))) == {"mlp", "bert2"}
+    assert repeatability.changes(old, replace(new, results=())) == {}
+
+
+@pytest.mark.parametrize(("change", "code"), [(1.05, 0), (1.2, 1)])
+def test_repeatability_command(tmp_path: Path, change: float, code: int) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    run_of(2.0, 4.0, 1.0).save(old)
+    replace(run_of(2.0 * change, 4.0 * change, 1.0), noise=(Noise("m", "r", 1, "fp32", 1.0),)).save(
+        new
+    )
+    done = subprocess.run(
+        [sys.executable, repeatability.__file__, str(old), str(new)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1].split() == [
+        "median",
+        "over",
+        "networks",
+        f"{change - 1:.1%}",
+    ]
+    run_of(1.0, 1.0, 1.0).save(new)
+    replace(run_of(1.0, 1.0, 1.0), results=()).save(old)
+    assert repeatability.main([str(old), str(new)]) == 2
