@@ -152,10 +152,11 @@ def _to_tflite(model: Any) -> bytes:
 
     # Given the Keras model itself, the converter would first write all weights as JSON.
     module = tf.Module()
-    module.weights = list(model.variables)
     module.compute = tf.function(compute, input_signature=signature)
-    functions = [module.compute.get_concrete_function()]
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(functions, module)
+    function = module.compute.get_concrete_function()
+    # Not the model's own list: some depthwise weights are missing there.
+    module.weights = list(function.variables)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
     converter.exclude_conversion_metadata = True
     try:
         return bytes(converter.convert())
