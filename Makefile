@@ -41,7 +41,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/standing_set.py --html benchmarks/results/standing_set.html
 
 bench-layers: $(VENV)/.dev
-	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/layers.py --json benchmarks/results/layers.json
 
 readme-tables: $(VENV)/.dev
 	$(BIN)/python benchmarks/readme_tables.py
