@@ -36,8 +36,7 @@ OURS, YARDSTICK = "pivot", "onnxruntime"
 # A runtime that computes zeros takes the same time at any density: two files show that. On the
 # others only those that skip zeros run, and one that does not, to compare with.
 EVERY_RUNTIME = ("dense", "8x1@0.1")
-# In order of importance: what the time does not suffice for is left out from the end. The last
-# are measured with the first number of threads only.
+# In order of importance: what the time does not suffice for is left out from the end.
 TIERS = (
     EVERY_RUNTIME,
     ("1x1@0.1", "dlmc@0.1"),
@@ -45,11 +44,16 @@ TIERS = (
     ("4x1@0.1", "16x1@0.2", "16x1@0.05", "4x1@0.2", "4x1@0.05", "dlmc@0.2", "dlmc@0.05"),
 )
 VARIANTS = tuple(variant for tier in TIERS for variant in tier)
-ONE_THREAD = TIERS[-1]
+# The last tiers show how times change with density and block: there the first number of threads
+# must do, and DeepSparse, which takes seconds to load a file, is not among the runtimes.
+LAST_TIERS = tuple(variant for tier in TIERS[2:] for variant in tier)
+SLOW_TO_LOAD = "deepsparse"
 # It skips no arithmetic, only bytes that are read: the files of one tier show how much that is.
 SAVES_BYTES = "openvino-sparse"
 # Sparse options on the dense files, and our dense build of what runs dense anyway, show nothing.
 NOT_ON_DENSE = ("pivot-dense", "mnn-sparse", SAVES_BYTES)
+# Conversions that take minutes; each is the same network again, with other weights.
+DENSE_ONLY = (("vgg16", "litert"),)
 QUICK_NETWORKS, QUICK_VARIANTS = ("mlp", "lstm"), ("dense", "8x1@0.1")
 
 
@@ -79,8 +83,10 @@ def has_variant(network: str, variant: str) -> bool:
     return not variant.startswith("dlmc@") or network == "resnet50"
 
 
-def runtimes_for(variant: str, runtimes: Sequence[str], skipping: Iterable[str]) -> list[str]:
-    """The runtimes to measure on a variant.
+def runtimes_for(
+    network: str, variant: str, runtimes: Sequence[str], skipping: Iterable[str]
+) -> list[str]:
+    """The runtimes to measure on a variant of a network.
 
     Args:
         runtimes: those asked for.
@@ -89,14 +95,17 @@ def runtimes_for(variant: str, runtimes: Sequence[str], skipping: Iterable[str])
     if variant == "dense":
         return [name for name in runtimes if name not in NOT_ON_DENSE]
     wanted = set(runtimes) if variant in EVERY_RUNTIME else {OURS, YARDSTICK, *skipping}
+    wanted -= {name for heavy, name in DENSE_ONLY if heavy == network}
     if variant not in TIERS[1]:
         wanted.discard(SAVES_BYTES)
+    if variant in LAST_TIERS:
+        wanted.discard(SLOW_TO_LOAD)
     return [name for name in runtimes if name in wanted]
 
 
 def threads_for(variant: str, threads: Sequence[int]) -> Sequence[int]:
     """The numbers of threads to measure a variant with, of those asked for."""
-    return threads[:1] if variant in ONE_THREAD else threads
+    return threads[:1] if variant in LAST_TIERS else threads
 
 
 def model_name(network: str, variant: str) -> str:

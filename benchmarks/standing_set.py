@@ -116,15 +116,15 @@ class StandingSet:
         names = (v for v in batch.variants if model_name(batch.network, v) not in measured)
         return Batch(batch.network, tuple(names))
 
-    def _runtimes(self, variant: str) -> list[str]:
-        return runtimes_for(variant, list(self.specs), self.skipping)
+    def _runtimes(self, network: str, variant: str) -> list[str]:
+        return runtimes_for(network, variant, list(self.specs), self.skipping)
 
     def _expected(self, batch: Batch) -> float:
         """Seconds that a batch will take, by what others of its network, or of any, took."""
         own = self.seconds.get(batch.network)
         known = own or [s for values in self.seconds.values() for s in values]
         each = sum(known) / len(known) if known else 0.0
-        return each * sum(len(self._runtimes(variant)) for variant in batch.variants)
+        return each * sum(len(self._runtimes(batch.network, v)) for v in batch.variants)
 
     def _is_over(self, expected: float) -> bool:
         limit = self.options.minutes * 60
@@ -144,13 +144,13 @@ class StandingSet:
         if ready:
             self._measure_files(ready)
         spent = time.monotonic() - began
-        count = sum(len(self._runtimes(model.variant)) for model, _ in ready)
+        count = sum(len(self._runtimes(model.network, model.variant)) for model, _ in ready)
         if count:
             self.seconds.setdefault(batch.network, []).append(spent / count)
 
     def _measure_files(self, ready: Sequence[tuple[ModelInput, ModelFacts]]) -> None:
         """Convert files, several at a time, then measure one after the other."""
-        names = {model.name: self._runtimes(model.variant) for model, _ in ready}
+        names = {m.name: self._runtimes(m.network, m.variant) for m, _ in ready}
         with tempfile.TemporaryDirectory(prefix="tvm_pivot_bench_") as scratch:
             self._say(f"converting {', '.join(names)}")
             wanted = [(model, self.specs[n]) for model, _ in ready for n in names[model.name]]

@@ -90,15 +90,19 @@ def convert_all(
         try:
             results = list(pool.map(lambda item: converter.convert(*item), work))
         except BaseException:  # Ctrl-C above all: do not wait for what is under way
-            converter.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+        finally:
+            converter.stop()
     keys = ((model.name, spec.name, precision) for model, spec, precision in work)
     return dict(zip(keys, results, strict=True))
 
 
 class _Converter:
-    """Converts from several threads at once; `stop` kills what they started."""
+    """Converts from several threads at once; `stop` kills what they started.
+
+    A process that is done with one model takes the next: some import for seconds.
+    """
 
     def __init__(
         self, folder: Path, threads: int, timeout: float, progress: Callable[[str], None] | None
@@ -106,18 +110,22 @@ class _Converter:
         self._folder, self._threads, self._timeout = folder, threads, timeout
         self._progress = progress
         self._lock = threading.Lock()
-        self._workers: set[Worker] = set()
+        self._busy: set[Worker] = set()
+        self._idle: dict[tuple[str, str], list[Worker]] = {}
         self._stopped = False
         self._digests: dict[Path, str] = {}
         # Two converters of an environment of its own would want 11 GB each for VGG-16.
         self._alone = threading.Lock()
 
     def stop(self) -> None:
-        """Kill all workers, and let no more start."""
+        """Kill all processes, and let no more start."""
         with self._lock:
             self._stopped = True
-            for worker in self._workers:
+            for worker in self._busy:
                 worker.abort()
+            for workers in self._idle.values():
+                while workers:
+                    workers.pop().kill()
 
     def convert(self, model: ModelInput, spec: RuntimeSpec, precision: str) -> Converted:
         """Convert, or find what was converted before. Never raises `WorkerError`."""
@@ -168,22 +176,45 @@ class _Converter:
 
     def _ask(self, spec: RuntimeSpec, precision: str, model: Path, target: Path) -> _Record:
         environment = spec.adapter.converter
-        with self._lock:
-            if self._stopped:
-                raise WorkerError("convert: stopped")
-            worker = Worker(
-                spec, threads=self._threads, precision=precision, environment=environment
-            )
-            self._workers.add(worker)
-        try:
-            with worker, self._alone if environment else nullcontext():
+        with self._alone if environment else nullcontext():
+            worker = self._take(spec, precision)
+            try:
                 reply = worker.request(
                     "convert", timeout=self._timeout, model=str(model), folder=str(target)
                 )
-        finally:
-            with self._lock:
-                self._workers.discard(worker)
+            except BaseException:
+                self._put_back(worker, None)
+                raise
+            self._put_back(worker, (spec.name, precision))
         return _Record(tuple(reply["files"]), float(reply["seconds"]))
+
+    def _take(self, spec: RuntimeSpec, precision: str) -> Worker:
+        """A process that has nothing to do, or a new one."""
+        with self._lock:
+            if self._stopped:
+                raise WorkerError("convert: stopped")
+            idle = self._idle.get((spec.name, precision))
+            worker = (
+                idle.pop()
+                if idle
+                else Worker(
+                    spec,
+                    threads=self._threads,
+                    precision=precision,
+                    environment=spec.adapter.converter,
+                )
+            )
+            self._busy.add(worker)
+            return worker
+
+    def _put_back(self, worker: Worker, kind: tuple[str, str] | None) -> None:
+        """Keep a process for the next model; None ends it, as nobody knows what it is up to."""
+        with self._lock:
+            self._busy.discard(worker)
+            if kind is None or self._stopped:
+                worker.kill()
+            else:
+                self._idle.setdefault(kind, []).append(worker)
 
 
 def _read(record: Path) -> _Record | None:

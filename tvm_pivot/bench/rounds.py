@@ -42,7 +42,7 @@ class Plan:
     rounds: int = 15
     turn_ms: float = 25.0
     most_calls: int = 200
-    lead_ms: float = 2.0
+    lead_ms: float = 10.0
     warm_ms: float = 200.0
     noise: bool = True
     most_seconds: float = 20.0
