@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..layout import BlockShape
-from ..pattern import FULL, TOLD, Pattern, block_fill, classify
+from ..pattern import FULL, TOLD, BlockMasks, Pattern, classify
 from ..report import BlockFill, LayerReport
 from .layers import Layer, PlannedLayer
 
@@ -23,7 +23,7 @@ def report_layers(
     """
     plans = {p.layer.name: p for p in planned}
     return [
-        _report(layer, classify(layer.matrix), plans[name]) if name in plans else _dead(layer)
+        _report(layer, plans[name]) if name in plans else _dead(layer)
         for name, layer in originals.items()
     ]
 
@@ -45,8 +45,10 @@ def _dead(layer: Layer) -> LayerReport:
     )
 
 
-def _report(layer: Layer, pattern: Pattern, planned: PlannedLayer) -> LayerReport:
+def _report(layer: Layer, planned: PlannedLayer) -> LayerReport:
     plan, left = planned.plan, planned.layer
+    masks = BlockMasks(layer.matrix != 0)
+    pattern = classify(layer.matrix, masks)
     kept = int(np.count_nonzero(left.matrix))
     slots = plan.entries * plan.block_rows
     fill = kept / slots if slots else 1.0
@@ -67,13 +69,12 @@ def _report(layer: Layer, pattern: Pattern, planned: PlannedLayer) -> LayerRepor
         flops_dense=2 * layer.matrix.size * layer.pixels,
         flops_kept=2 * (kept if planned.skips else left.matrix.size) * left.pixels,
         kernel="",
-        fills=_fills(layer) if pattern.density < 1.0 else (),
+        fills=_fills(masks) if pattern.density < 1.0 else (),
     )
 
 
-def _fills(layer: Layer) -> tuple[BlockFill, ...]:
-    mask = layer.matrix != 0
-    return tuple(BlockFill(str(block), round(block_fill(mask, block), 4)) for block in TOLD)
+def _fills(masks: BlockMasks) -> tuple[BlockFill, ...]:
+    return tuple(BlockFill(str(block), round(masks.fill(block), 4)) for block in TOLD)
 
 
 def _reason(planned: PlannedLayer, pattern: Pattern, dropped: bool) -> str:

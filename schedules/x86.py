@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 from ..targets import PivotTarget
 from .cost import planes_cycles, rows_cycles
@@ -91,6 +92,7 @@ def _k_tiles(columns: int, bytes_per_column: int, target: PivotTarget) -> list[i
     return sorted(counts)
 
 
+@lru_cache(maxsize=4096)  # layers repeat within a network, and so do the variants of one
 def choose_planes(
     problem: PlanesProblem, entries: int, target: PivotTarget
 ) -> tuple[PlanesTile, float]:

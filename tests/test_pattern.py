@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvm_pivot.layout import BlockShape
-from tvm_pivot.pattern import block_fill, block_mask, classify
+from tvm_pivot.pattern import BlockMasks, classify
 
 
 def blocks(rng, n, k, rows, cols, density):
@@ -24,7 +24,7 @@ def test_planted_blocks_are_named(rows, cols):
     pattern = classify(weight)
     assert pattern.name == f"{rows}x{cols} blocks"
     assert pattern.block == BlockShape(rows, cols)
-    assert block_fill(weight != 0, pattern.block) == 1.0
+    assert BlockMasks(weight != 0).fill(pattern.block) == 1.0
 
 
 def test_other_names():
@@ -36,7 +36,7 @@ def test_other_names():
     pattern = classify(scattered)
     assert pattern.name == "unstructured"
     assert pattern.density == np.count_nonzero(scattered) / scattered.size
-    assert block_fill(scattered != 0, BlockShape(8)) < 0.5
+    assert BlockMasks(scattered != 0).fill(BlockShape(8)) < 0.5
 
 
 @given(st.integers(0, 999), *[st.integers(1, 30)] * 2, *[st.integers(1, 9)] * 2)
@@ -51,5 +51,8 @@ def test_fill_and_mask_agree_with_the_definition(seed, n, k, rows, cols):
             if block.any():
                 kept += int(block.sum())
                 slots += block.size
-    assert np.array_equal(block_mask(mask, BlockShape(rows, cols)), expected)
-    assert block_fill(mask, BlockShape(rows, cols)) == (kept / slots if slots else 1.0)
+    masks = BlockMasks(mask)
+    for part in BlockShape(2), BlockShape(3), BlockShape(1, 2):  # larger blocks start from these
+        masks.kept(part)
+    assert np.array_equal(masks.kept(BlockShape(rows, cols)), expected)
+    assert masks.fill(BlockShape(rows, cols)) == (kept / slots if slots else 1.0)

@@ -34,37 +34,71 @@ class Pattern:
     block: BlockShape
 
 
-def block_mask(mask: npt.NDArray[np.bool_], block: BlockShape) -> npt.NDArray[np.bool_]:
-    """Which blocks of `mask` [N, K] hold a non-zero: [ceil(N / R), ceil(K / C)]."""
-    n, k = mask.shape
-    rows = np.add.reduceat(mask, np.arange(0, n, block.rows), axis=0, dtype=np.int32)
-    both = np.add.reduceat(rows, np.arange(0, k, block.cols), axis=1)
-    return np.asarray(both > 0)
+class BlockMasks:
+    """Which blocks of a mask bool [N, K] hold a non-zero, for blocks of any shape.
+
+    Larger blocks are merged from smaller ones that are known already: matrices have 10^8 weights.
+    """
+
+    def __init__(self, mask: npt.NDArray[np.bool_]) -> None:
+        self._known = {BlockShape(1): mask}
+        self.nonzeros = int(np.count_nonzero(mask))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n, k = self._known[BlockShape(1)].shape
+        return n, k
+
+    def kept(self, block: BlockShape) -> npt.NDArray[np.bool_]:
+        """Which blocks hold a non-zero: bool [ceil(N / R), ceil(K / C)]."""
+        if block not in self._known:
+            parts = [b for b in self._known if not (block.rows % b.rows or block.cols % b.cols)]
+            part = min(parts, key=lambda b: self._known[b].size)
+            merged = _merged(self._known[part], block.rows // part.rows, 0)
+            self._known[block] = _merged(merged, block.cols // part.cols, 1)
+        return self._known[block]
+
+    def fill(self, block: BlockShape) -> float:
+        """Non-zeros per slot of the kept blocks; 1.0 where nothing is kept."""
+        kept, (n, k) = self.kept(block), self.shape
+        per_row = kept.sum(axis=1) * block.cols
+        if k % block.cols:  # the last block column is narrower
+            per_row -= kept[:, -1] * (block.cols - k % block.cols)
+        slots = int(per_row.sum()) * block.rows
+        if n % block.rows:
+            slots -= int(per_row[-1]) * (block.rows - n % block.rows)
+        return self.nonzeros / slots if slots else 1.0
 
 
-def block_fill(mask: npt.NDArray[np.bool_], block: BlockShape) -> float:
-    """Non-zeros per slot of the kept blocks of `mask` [N, K]; 1.0 where nothing is kept."""
-    kept = block_mask(mask, block)
-    n, k = mask.shape
-    heights = np.full(kept.shape[0], block.rows)
-    heights[-1] = n - block.rows * (kept.shape[0] - 1)
-    widths = np.full(kept.shape[1], block.cols)
-    widths[-1] = k - block.cols * (kept.shape[1] - 1)
-    slots = int(heights @ kept.astype(np.int64) @ widths)
-    return int(np.count_nonzero(mask)) / slots if slots else 1.0
+def _merged(mask: npt.NDArray[np.bool_], count: int, axis: int) -> npt.NDArray[np.bool_]:
+    """`count` neighbours along an axis as one, which is set where any of them is."""
+    length = mask.shape[axis]
+    if count == 1:
+        return mask
+    pieces = [slice(i, length, count) for i in range(min(count, length))]
+    first, *others = (mask[piece] if axis == 0 else mask[:, piece] for piece in pieces)
+    merged = first.copy()
+    for other in others:  # shorter by one where the last block is not whole
+        part = merged[: other.shape[0]] if axis == 0 else merged[:, : other.shape[1]]
+        np.logical_or(part, other, out=part)
+    return merged
 
 
-def classify(weight: FloatArray) -> Pattern:
-    """The pattern of a weight matrix [N, K], columns in (channel, tap) order."""
-    mask = weight != 0
-    kept = int(np.count_nonzero(mask))
-    density = kept / max(weight.size, 1)
-    if kept == 0:
+def classify(weight: FloatArray, masks: BlockMasks | None = None) -> Pattern:
+    """The pattern of a weight matrix [N, K], columns in (channel, tap) order.
+
+    Args:
+        weight: the matrix.
+        masks: those of ``weight != 0``, where they are needed again.
+    """
+    masks = masks or BlockMasks(weight != 0)
+    density = masks.nonzeros / max(weight.size, 1)
+    if masks.nonzeros == 0:
         return Pattern("zero", 0.0, BlockShape(1))
     if density >= FULL:
         return Pattern("dense", density, BlockShape(1))
-    rows = _largest(weight.shape[0], lambda r: block_fill(mask, BlockShape(r)))
-    cols = _largest(weight.shape[1], lambda c: block_fill(mask, BlockShape(rows, c)))
+    rows = _largest(weight.shape[0], lambda r: masks.fill(BlockShape(r)))
+    cols = _largest(weight.shape[1], lambda c: masks.fill(BlockShape(rows, c)))
     block = BlockShape(rows, cols)
     name = "unstructured" if rows == cols == 1 else f"{block} blocks"
     return Pattern(name, density, block)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import UnsupportedTargetError
@@ -33,7 +33,7 @@ class PivotTarget:
 
     name: str
     family: str
-    tvm: dict[str, Any]
+    tvm: dict[str, Any] = field(hash=False)  # equal targets still hash alike
     lanes: int
     registers: int
     l1_bytes: int
