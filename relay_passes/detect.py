@@ -51,6 +51,8 @@ def planes_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> PlanesProble
         epilogue=epilogue,
         taps=g.y.kernel * g.x.kernel,
         groups=g.groups,
+        lines=len(g.y.phases) * g.x.kernel,
+        reach=g.y.halo,
     )
 
 

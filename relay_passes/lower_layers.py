@@ -140,7 +140,7 @@ class _Lowering:
         plan, layer = site.plan, site.layer
         problem = planes_problem(layer, plan, site.fused.epilogue)
         tile, _ = tile_rule(self.target).choose_planes(problem, plan.entries, self.target)
-        packed, more = pack_planes_layer(layer, plan, tile)
+        packed, more = pack_planes_layer(layer, plan, problem, tile)
         name = self._kernel(
             rw,
             site,

@@ -6,40 +6,50 @@ import numpy as np
 
 from ..layout import BlockShape, IntArray, PackedWeight
 from ..pack import column_tiles, join, pack
-from ..schedules.block_sparse import tile_columns
-from ..schedules.problems import PlanesTile
+from ..planes import ConvGeometry
+from ..schedules.problems import Panel, PlanesProblem, PlanesTile
 from .layers import Layer, Plan
 
 
 def pack_planes_layer(
-    layer: Layer, plan: Plan, tile: PlanesTile
+    layer: Layer, plan: Plan, problem: PlanesProblem, tile: PlanesTile
 ) -> tuple[PackedWeight, tuple[IntArray, ...]]:
     """The packed weight of all channel groups, and the tables that only a panel needs.
 
-    Without a panel the index holds offsets in the planes; with one it holds columns, counted from
-    the first one of the panel, and the offsets are a table of their own.
+    Without a panel the index holds offsets in the planes; with one it holds rows of the panel, and
+    the offsets of its lines are a table of their own.
     """
     geometry, columns = layer.geometry, layer.matrix.shape[1]
-    taps = 1 if tile.panel else geometry.y.kernel * geometry.x.kernel
-    tile_of = column_tiles(columns, tile.k_tiles, taps)
+    lines, places = panel_tables(geometry, problem, tile) if tile.panel else (None, None)
     parts = [
         pack(
             matrix,
             BlockShape(plan.block_rows),
             slots=plan.slots[group],
-            columns=panel_columns(columns, tile.k_tiles) if tile.panel else geometry.offsets(group),
+            columns=geometry.offsets(group) if places is None else places,
             keep_all=plan.keep_all,
             tiles=tile.k_tiles,
-            tile_of=tile_of,
+            tile_of=column_tiles(columns, tile.k_tiles, problem.taps),
         )
         for group, matrix in enumerate(layer.group_matrices())
     ]
-    return join(parts), (geometry.offsets(),) if tile.panel else ()
+    return join(parts), () if lines is None else (lines,)
 
 
-def panel_columns(columns: int, k_tiles: int) -> IntArray:
-    """The place of each column in its tile's panel: int32 [columns]."""
-    length = tile_columns(columns, k_tiles)
-    first = np.minimum(column_tiles(columns, k_tiles, 1) * length, columns - length)
-    place: IntArray = (np.arange(columns) - first).astype(np.int32)
-    return place
+def panel_tables(
+    geometry: ConvGeometry, problem: PlanesProblem, tile: PlanesTile
+) -> tuple[IntArray, IntArray]:
+    """The offset of each line, and for each column the row of its tile's panel that it starts at.
+
+    int32 [channels * lines] and int32 [columns].
+    """
+    panel = Panel(problem, tile)
+    offset, line, down = geometry.lines()
+    if problem.compact:  # every column is a line
+        offset = geometry.offsets()
+        line = np.arange(problem.columns, dtype=np.int32)
+        down = np.zeros_like(line)
+    tile_of = column_tiles(problem.columns, tile.k_tiles, problem.taps)
+    first = np.minimum(tile_of * panel.channels, problem.channels - panel.channels)
+    place: IntArray = ((line - first * panel.lines) * panel.height + down).astype(np.int32)
+    return offset, place

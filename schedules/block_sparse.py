@@ -27,7 +27,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 OUTPUT = "Y"
 Index = Sequence[Any]
@@ -106,8 +106,8 @@ def planes_kernel(problem: PlanesProblem, tile: PlanesTile) -> Kernel:
     Arguments: X [batch, image_floats], indptr, index, weight, rows, bias (see `PackedWeight`;
     index holds offsets; bias is in slot order), residual (if fused) and Y, both
     [batch, rows, pixels] or, where output rows have gaps, [batch, rows, height, width]. With a
-    panel, columns int32 [columns] follows the bias: offsets; index then holds column numbers,
-    counted from `first_column` of the tile.
+    panel, lines int32 [channels * lines] follows the bias: offsets; index then holds rows of the
+    panel, which begins with channel `first_channel` of the tile.
     """
     r_, w_ = problem.block_rows, tile.width
     tables = _tables(problem.row_blocks, r_, k_tiles=tile.k_tiles)
@@ -115,9 +115,11 @@ def planes_kernel(problem: PlanesProblem, tile: PlanesTile) -> Kernel:
     p = te.reduce_axis((0, problem.columns), name="p")
     walk = _Walk(problem, tile)
     panel = None
+    copied = Panel(problem, tile)
     if tile.panel:
-        tables["columns"] = te.placeholder((problem.columns,), "int32", name="columns")
-        panel = _panel(walk, x, tables["columns"])
+        lines = problem.channels * copied.lines
+        tables["lines"] = te.placeholder((lines,), "int32", name="lines")
+        panel = _panel(walk, copied, x, tables["lines"])
 
     def product(n: Any, g: Any, h: Any, s: Any, b: Any, t: Any, r: Any, q: Any) -> Any:
         entry = tables["indptr"][walk.segment(h, s, b)] + p
@@ -126,7 +128,9 @@ def planes_kernel(problem: PlanesProblem, tile: PlanesTile) -> Kernel:
             value = x[n, at + walk.start(g) * walk.scale + t * w_ + q]
         else:
             # The remainder bounds what a task reads, for the schedule; `finish` drops it.
-            value = panel[n, g, h, s, at % panel.shape[4], t * w_ + q]
+            first = at % (copied.rows - copied.height + copied.reach + 1)
+            down, right = _split(t * w_ + q, tile.panel_pitch, tile.tiles * w_)
+            value = panel[n, g, h, s, first + down, right]
         return te.sum(tables["weight"][entry, r] * value, axis=p)
 
     domain = (*walk.domain, tile.tiles, r_, w_)
@@ -147,27 +151,30 @@ def planes_kernel(problem: PlanesProblem, tile: PlanesTile) -> Kernel:
     )
 
 
-def tile_columns(columns: int, k_tiles: int) -> int:
-    """Columns of a tile that is copied to a panel."""
-    return -(-columns // k_tiles)
+def first_channel(s: Any, problem: PlanesProblem, tile: PlanesTile) -> Any:
+    """The channel at which the panel of K tile s begins; the last panel ends with the channels."""
+    return _stretch(s, Panel(problem, tile).channels, problem.channels, tile.k_tiles)
 
 
-def first_column(s: Any, columns: int, k_tiles: int) -> Any:
-    """The column at which the panel of tile s begins; the last panel ends with the columns."""
-    return _stretch(s, tile_columns(columns, k_tiles), columns, k_tiles)
-
-
-def _panel(walk: _Walk, x: Any, columns: Any) -> Any:
-    """The inputs of one K tile, column by column: what row blocks read again and again."""
-    total, tiles = walk.problem.columns, walk.tile.k_tiles
+def _panel(walk: _Walk, panel: Panel, x: Any, lines: Any) -> Any:
+    """The inputs of one K tile, line by line: what row blocks read again and again."""
 
     def copy(n: Any, g: Any, h: Any, s: Any, k: Any, q: Any) -> Any:
-        offset = columns[first_column(s, total, tiles) + k]
-        return x[n, offset + walk.start(g) * walk.scale + q]
+        line, row = _split(k, panel.height, panel.rows)
+        first = first_channel(s, walk.problem, walk.tile) * panel.lines
+        return x[n, lines[first + line] + (walk.start(g) + row) * walk.scale + q]
 
-    width = walk.tile.tiles * walk.tile.width
-    shape = (*walk.domain[:WALKED], tile_columns(total, tiles), width)
+    shape = (*walk.domain[:WALKED], panel.rows, walk.tile.panel_pitch)
     return te.compute(shape, copy, name="panel")
+
+
+def _split(i: Any, inner: int, total: int) -> tuple[Any, Any]:
+    """Quotient and remainder of `i`, which is less than `total`, by `inner`."""
+    if inner == 1:
+        return i, tirx.const(0, "int32")
+    if total <= inner:
+        return tirx.const(0, "int32"), i
+    return i // inner, i % inner
 
 
 # Axes of the planes kernel in front of a task's row blocks: images, groups, stretches, K tiles.
@@ -238,6 +245,7 @@ def _squeezed(
     )
     lanes = min(tile.lanes, 1 << (problem.width.bit_length() - 1))
     pieces = -(-problem.width // lanes)
+    pitch = tile.panel_pitch or problem.pitch
 
     def column(index: Index) -> Any:
         return _stretch(index[7], lanes, problem.width) + index[8]
@@ -249,7 +257,7 @@ def _squeezed(
         return [index[0], rows[slot(index)], walk.start(index[1]) + index[6], column(index)]
 
     def value(index: Index) -> Any:
-        return strip(*index[:6], index[6] * problem.pitch + column(index))
+        return strip(*index[:6], index[6] * pitch + column(index))
 
     domain = (*walk.domain, r_, tile.group_rows, pieces, lanes)
     return _kernel(problem, inputs, value, domain, place, slot, walk.named_segment, WALKED)

@@ -13,7 +13,7 @@ from tvm.s_tir import SBlockRealize, Schedule
 from .block_sparse import OUTPUT, Kernel
 from .carried_sums import K_TILES, carry_sums
 from .moves import few_tasks
-from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 RAGGED = "pivot.ragged"
 SCHEDULED = "tirx.is_scheduled"
@@ -62,13 +62,15 @@ def _row_blocks(sch: Schedule, loops: list[Any], tile: PlanesTile) -> Any:
     return b
 
 
-def _copy_panel(sch: Schedule, loops: list[Any], tile: PlanesTile) -> None:
+def _copy_panel(sch: Schedule, loops: list[Any], problem: PlanesProblem, tile: PlanesTile) -> None:
     """Copy a K tile's inputs where its loop begins."""
     if not tile.panel:
         return
     panel = sch.get_sblock("panel")
     sch.compute_at(panel, loops[3], preserve_unit_loops=True)
-    vectors, vector = sch.split(sch.get_loops(panel)[-1], [None, tile.lanes])
+    row, q = sch.get_loops(panel)[-2:]
+    sch.split(row, [None, Panel(problem, tile).height])
+    vectors, vector = sch.split(q, [None, min(tile.lanes, tile.panel_pitch)])
     sch.unroll(vectors)
     sch.vectorize(vector)
 
@@ -82,7 +84,7 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
         vectors, vector = sch.split(q, [None, tile.lanes])
         _row_blocks(sch, walked, tile)
         _accumulate(sch, t, tile.lanes, "prq")
-        _copy_panel(sch, walked, tile)
+        _copy_panel(sch, walked, problem, tile)
         for loop in (r, vectors):
             sch.unroll(loop)
     else:
@@ -94,7 +96,7 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
         t, vectors, lane = sch.split(q, [tile.tiles, tile.vectors, tile.lanes])
         sch.reorder(t, row, vectors, lane)
         _accumulate(sch, t, tile.lanes, "prq")
-        _copy_panel(sch, walked, tile)
+        _copy_panel(sch, walked, problem, tile)
         for loop in (row, vectors):
             sch.unroll(loop)
         sch.vectorize(lane)

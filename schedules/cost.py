@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from ..targets import PivotTarget
-from .problems import PlanesProblem, PlanesTile, RowsProblem
+from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem
 
 # The constants below, and `load_cycles` of the targets, were fitted to layers of many shapes and
 # densities, measured on one AVX-512 machine.
@@ -20,18 +20,18 @@ LOOP_CYCLES = 4.0
 # A weight that is broadcast to a vector; a row of the input that is not aligned to vectors; a
 # load that is an instruction of its own (with one row per block the multiply-add does it).
 BROADCAST_CYCLES = 0.34
-UNALIGNED = 1.25
+UNALIGNED, UNALIGNED_FAR = 1.25, 1.9
 SEPARATE_LOAD = 1.25
 # How sharply the busier of two units hides the other: the exponent of their norm.
 OVERLAP = 4.0
 # Cycles of one squeezed vector: an unaligned load, the epilogue, a store that may be partial.
-SQUEEZE_CYCLES = 2.5
+SQUEEZE_CYCLES = 4.0
 # Bytes per cycle from beyond level 2 (prefetched), and how much of a cache one operand can use.
 FAR_BYTES = 80.0
 CACHE_SHARE = 0.7
 # With K tiles or a panel: cycles of a vector load from level 1, aligned and not, and what misses:
 # the share grows with the part of level 1 that a tile's inputs take.
-ALIGNED_LOAD, STRADDLING_LOAD, MISSING_LOAD = 0.75, 1.35, 1.6
+ALIGNED_LOAD, STRADDLING_LOAD, MISSING_LOAD = 0.75, 1.25, 1.6
 FREE_SHARE, MISSES_PER_SHARE = 0.17, 0.23
 # There the row blocks' short sums overlap, so only a part of a multiply-add's latency shows.
 LATENCY_SHOWN = 0.42
@@ -75,9 +75,9 @@ def _step_cycles(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) 
     panel = 4.0 * planes * tile.width * min(max(taps, 1.0), 3.0)
     misses = min(1.0, max(0.0, panel / target.l1_bytes - 0.4))
     near, far = target.load_cycles
-    load = near * (1.0 - misses) + far * misses
     if not problem.compact or problem.pixels % tile.lanes:
-        load *= UNALIGNED
+        near, far = near * UNALIGNED, far * UNALIGNED_FAR
+    load = near * (1.0 - misses) + far * misses
     if r_ > 1:
         load *= SEPARATE_LOAD
     fma = r_ * p_ / target.fma_per_cycle
@@ -89,26 +89,36 @@ def _k_tiled_cycles(
 ) -> float:
     """Cycles of a register tile whose columns are walked tile by tile, out of level 1."""
     r_, p_, s_ = problem.block_rows, tile.vectors, tile.k_tiles
-    aligned = tile.panel or (problem.compact and problem.pixels % tile.lanes == 0)
     share = _tile_bytes(problem, tile) / target.l1_bytes
     misses = min(1.0, max(0.0, (share - FREE_SHARE) * MISSES_PER_SHARE))
-    near = ALIGNED_LOAD if aligned else STRADDLING_LOAD
+    near = STRADDLING_LOAD + (ALIGNED_LOAD - STRADDLING_LOAD) * _aligned(problem, tile)
     load = near * (1.0 - misses) + MISSING_LOAD * misses
     if r_ > 1:
         load *= SEPARATE_LOAD
     latency = LATENCY_SHOWN * target.fma_latency
     step = _overlapped(r_ * p_ / target.fma_per_cycle, p_ * load + r_ * BROADCAST_CYCLES, latency)
     rest = STORE_CYCLES + REST_CYCLES * (s_ - 1)
-    copies = COPY_CYCLES * problem.columns * p_ * tile.stretches if tile.panel else 0.0
+    copies = 0.0
+    if tile.panel:
+        panel = Panel(problem, tile)
+        rows = problem.channels * panel.lines * panel.height / tile.tiles
+        copies = COPY_CYCLES * rows * -(-tile.panel_pitch // tile.lanes) * tile.stretches
     return entries * step + problem.row_blocks * (s_ * VISIT_CYCLES + rest * r_ * p_) + copies
+
+
+def _aligned(problem: PlanesProblem, tile: PlanesTile) -> float:
+    """The share of vector loads that touch one cache line only."""
+    if not tile.panel:
+        return float(problem.compact and problem.pixels % tile.lanes == 0)
+    return 1.0 if tile.panel_pitch % tile.lanes == 0 else 0.5
 
 
 def _tile_bytes(problem: PlanesProblem, tile: PlanesTile) -> float:
     """Bytes of level 1 that the inputs of one K tile keep busy."""
     width = tile.tiles * tile.width
     if tile.panel:
-        return 4.0 * width * -(-problem.columns // tile.k_tiles)
-    channels = problem.columns // problem.taps
+        return 4.0 * Panel(problem, tile).rows * tile.panel_pitch
+    channels = problem.channels
     channel = problem.image_floats / (channels * problem.groups)
     # Phases and borders of a channel, and the rows that the lowest taps reach.
     read = 4.0 * channel / (problem.height * problem.pitch) * width

@@ -48,6 +48,8 @@ class PlanesProblem:
         epilogue: what is fused behind the sum.
         taps: columns that read one channel of the input.
         groups: channel groups; every row block reads the channels of one.
+        lines: places in a channel, as far apart as that is not by whole rows, that its taps read.
+        reach: rows below its own that the lowest tap reads.
     """
 
     batch: int
@@ -62,6 +64,13 @@ class PlanesProblem:
     epilogue: Epilogue
     taps: int = 1
     groups: int = 1
+    lines: int = 1
+    reach: int = 0
+
+    @property
+    def channels(self) -> int:
+        """Input channels of one group."""
+        return self.columns // self.taps
 
     @property
     def pixels(self) -> int:
@@ -92,8 +101,8 @@ class PlanesTile:
         k_tiles: tiles of the weight's columns.
         stretches: where all row blocks of a task walk one column tile after the other, stretches of
             row blocks that are tasks of their own.
-        panel: copy the inputs of a column tile together; the index then counts columns of the
-            tile, and the kernel takes the columns' offsets.
+        panel_pitch: copy the inputs of a column tile together, in rows of so many floats; the
+            index then counts these rows, and the kernel takes the lines' offsets. 0: no copy.
     """
 
     lanes: int
@@ -103,11 +112,52 @@ class PlanesTile:
     parallel: bool
     k_tiles: int = 1
     stretches: int = 1
-    panel: bool = False
+    panel_pitch: int = 0
 
     @property
     def width(self) -> int:
         return self.lanes * self.vectors
+
+    @property
+    def panel(self) -> bool:
+        return self.panel_pitch > 0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The copied inputs of one column tile: `lines` of some channels, each `height` rows.
+
+    Where output pixels are adjacent, every column is a line of one row. Elsewhere a line holds the
+    rows that taps read which differ by whole rows only, so that all of them start at a vector.
+    """
+
+    problem: PlanesProblem
+    tile: PlanesTile
+
+    @property
+    def reach(self) -> int:
+        """Rows of a line that the lowest tap starts below the highest one."""
+        return 0 if self.problem.compact else self.problem.reach
+
+    @property
+    def lines(self) -> int:
+        """Lines of a channel."""
+        return self.problem.taps if self.problem.compact else self.problem.lines
+
+    @property
+    def height(self) -> int:
+        """Rows of a line."""
+        return self.reach + -(-self.tile.tiles * self.tile.width // self.tile.panel_pitch)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a column tile."""
+        return -(-self.problem.channels // self.tile.k_tiles)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the panel."""
+        return self.channels * self.lines * self.height
 
 
 @dataclass(frozen=True)

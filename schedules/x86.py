@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
+from ..planes import SLACK
 from ..targets import PivotTarget
 from .cost import planes_cycles, rows_cycles
-from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 # Waking the other cores costs about as much as this much work on one.
 PARALLEL_CYCLES = 60_000.0
@@ -21,6 +22,7 @@ L1_SHARES = (0.35, 0.5, 0.7, 1.0, 1.4)
 # fit level 1 together.
 MOST_K_TILED_ROWS = 4
 MOST_K_TILED_TILES = 4
+MOST_PANEL_TILES = 2
 # Tasks per core that even out what they differ in; a task has at least so many row blocks.
 EVEN_TASKS = 8
 LEAST_ROW_BLOCKS = 16
@@ -39,6 +41,9 @@ def planes_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[Planes
     for tile in _register_tiles(problem, target):
         yield tile
         yield from _k_tiled(problem, tile, target)
+    if not problem.compact:
+        for tile in _panel_tiles(problem, target):
+            yield from _with_panel(problem, tile, target)
 
 
 def _register_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[PlanesTile]:
@@ -55,40 +60,72 @@ def _register_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[Pla
                 yield PlanesTile(lanes, vectors, tiles, 1, False)
             continue
         for rows in range(1, problem.height + 1):
-            tiles = -(-((rows - 1) * problem.pitch + problem.width) // width)
+            tiles = _strip_tiles(problem, rows, problem.pitch, width)
             if rows > 1 and 4 * tiles * width * problem.block_rows > STRIP_BYTES:
                 break
             yield PlanesTile(lanes, vectors, tiles, rows, False)
 
 
-def _k_tiled(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> Iterator[PlanesTile]:
-    """`tile` with its columns cut into tiles that fit level 1, with and without a panel.
+def _strip_tiles(problem: PlanesProblem, rows: int, pitch: int, width: int) -> int:
+    """Register tiles of `width` floats that cover `rows` output rows."""
+    return -(-((rows - 1) * pitch + problem.width) // width)
 
-    A panel pays where rows of pixels have no gaps: the taps of larger kernels would fill it with
-    copies of the same pixels.
-    """
+
+def _panel_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[PlanesTile]:
+    """Register tiles over rows that begin at a vector, or at half of one where that is shorter."""
+    units = (target.lanes, target.lanes // 2)
+    for pitch in sorted({-(-problem.width // unit) * unit for unit in units}):
+        for vectors in range(1, _vectors(problem.block_rows, target) + 1):
+            width = target.lanes * vectors
+            for rows in range(1, problem.height + 1):
+                tiles = _strip_tiles(problem, rows, pitch, width)
+                if tiles > MOST_PANEL_TILES:
+                    break
+                # What the last register tile reads behind the last row must lie in the slack.
+                beyond = -(-tiles * width // pitch) - rows
+                if beyond * problem.pitch + pitch - problem.width <= SLACK:
+                    yield PlanesTile(target.lanes, vectors, tiles, rows, False, panel_pitch=pitch)
+
+
+def _k_tiled(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> Iterator[PlanesTile]:
+    """`tile` with its columns cut into tiles that fit level 1, with and without a panel."""
     if problem.block_rows > MOST_K_TILED_ROWS or tile.tiles > MOST_K_TILED_TILES:
         return
-    sums = 4 * problem.row_blocks * problem.block_rows * tile.tiles * tile.width
-    stretches = max(1, min(-(-sums // target.l2_bytes), problem.row_blocks))
-    tile = replace(tile, stretches=stretches)
-    bytes_per_column = 4 * tile.tiles * tile.width
-    channels = problem.columns // problem.taps
-    if channels > 1:
-        for k_tiles in _k_tiles(channels, bytes_per_column, target):
+    tile = _fitted(problem, tile, target)
+    bytes_per_channel = 4 * tile.tiles * tile.width
+    if problem.channels > 1:
+        for k_tiles in _k_tiles(problem.channels, bytes_per_channel, target):
             if k_tiles > 1:
                 yield replace(tile, k_tiles=k_tiles)
-    if problem.compact and tile.tiles == 1 and problem.groups == 1:
-        for k_tiles in _k_tiles(problem.columns, bytes_per_column, target):
-            yield replace(tile, k_tiles=k_tiles, panel=True)
+    if problem.compact and tile.tiles == 1:
+        yield from _with_panel(problem, replace(tile, panel_pitch=tile.width), target)
 
 
-def _k_tiles(columns: int, bytes_per_column: int, target: PivotTarget) -> list[int]:
+def _with_panel(
+    problem: PlanesProblem, tile: PlanesTile, target: PivotTarget
+) -> Iterator[PlanesTile]:
+    """`tile`, which has a panel, with its columns cut into tiles whose panels fit level 1."""
+    if problem.block_rows > MOST_K_TILED_ROWS or problem.groups > 1:
+        return
+    tile, panel = _fitted(problem, tile, target), Panel(problem, tile)
+    bytes_per_channel = 4 * panel.lines * panel.height * tile.panel_pitch
+    for k_tiles in _k_tiles(problem.channels, bytes_per_channel, target):
+        yield replace(tile, k_tiles=k_tiles)
+
+
+def _fitted(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> PlanesTile:
+    """`tile` with so few row blocks per stretch that their resting sums fit level 2."""
+    sums = 4 * problem.row_blocks * problem.block_rows * tile.tiles * tile.width
+    stretches = max(1, min(-(-sums // target.l2_bytes), problem.row_blocks))
+    return replace(tile, stretches=stretches)
+
+
+def _k_tiles(channels: int, bytes_per_channel: int, target: PivotTarget) -> list[int]:
     """Numbers of column tiles that take some share of level 1, none of them empty."""
     counts = set()
     for share in L1_SHARES:
-        length = max(1, min(columns, int(share * target.l1_bytes) // bytes_per_column))
-        counts.add(-(-columns // -(-columns // -(-columns // length))))
+        length = max(1, min(channels, int(share * target.l1_bytes) // bytes_per_channel))
+        counts.add(-(-channels // -(-channels // -(-channels // length))))
     return sorted(counts)
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tvm_pivot.layout import BlockShape
 from tvm_pivot.pack import column_tiles, join, pack
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
-from tvm_pivot.relay_passes.pack_layer import panel_columns
+from tvm_pivot.relay_passes.pack_layer import panel_tables
 from tvm_pivot.schedules.block_sparse import planes_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes
 from tvm_pivot.schedules.cost import planes_cycles
-from tvm_pivot.schedules.problems import Epilogue, PlanesProblem, PlanesTile
+from tvm_pivot.schedules.problems import Epilogue, Panel, PlanesProblem, PlanesTile
 from tvm_pivot.schedules.x86 import choose_planes, planes_tiles
 from tvm_pivot.targets import PRESETS, resolve
 
@@ -40,25 +40,29 @@ def problem_of(g, rows, row_blocks, epilogue=EPILOGUES["none"]):
     columns = g.channels // g.groups * taps
     return PlanesProblem(
         g.batch, g.image_floats, columns, g.outputs, row_blocks, rows,
-        height, width, pitch, epilogue, taps, g.groups,
+        height, width, pitch, epilogue, taps, g.groups, len(g.y.phases) * g.x.kernel, g.y.halo,
     )  # fmt: skip
 
 
 def packed_for(g, weight, rows, tile):
     """As the lowering does it: the packed weight, and the tables of a panel."""
-    columns, taps = weight.shape[1], 1 if tile.panel else g.y.kernel * g.x.kernel
+    columns, taps = weight.shape[1], g.y.kernel * g.x.kernel
     tile_of = column_tiles(columns, tile.k_tiles, taps)
+    blocks = g.groups * -(-(g.outputs // g.groups) // rows)
+    lines, places = None, None
+    if tile.panel:
+        lines, places = panel_tables(g, problem_of(g, rows, blocks), tile)
     parts = [
         pack(
             part,
             BlockShape(rows),
-            columns=panel_columns(columns, tile.k_tiles) if tile.panel else g.offsets(group),
+            columns=g.offsets(group) if places is None else places,
             tiles=tile.k_tiles,
             tile_of=tile_of,
         )
         for group, part in enumerate(np.split(weight, g.groups))
     ]
-    return join(parts), [g.offsets()] if tile.panel else []
+    return join(parts), [] if lines is None else [lines]
 
 
 def reference(g, problem, weight, planes, bias, residual):
@@ -122,12 +126,12 @@ def cases(draw):
     rows = draw(st.sampled_from([1, 1, 2, 4, 8]))
     problem = problem_of(g, rows, groups * -(-(outputs // groups) // rows))
     tile = draw(st.sampled_from(list(planes_tiles(problem, PRESETS["x86-avx2"]))))
-    panel = groups == 1 and draw(st.booleans())
+    if problem.compact and groups == 1 and draw(st.booleans()):
+        tile = replace(tile, panel_pitch=tile.tiles * tile.width)
     tile = replace(
         tile,
-        k_tiles=draw(st.integers(1 if panel else 2, columns + 2)),
+        k_tiles=draw(st.integers(1 if tile.panel else 2, columns + 2)),
         stretches=draw(st.integers(1, problem.row_blocks)),
-        panel=panel,
         parallel=draw(st.booleans()),
     )
     return g, weight, rows, tile, EPILOGUES[draw(st.sampled_from(sorted(EPILOGUES)))], seed
@@ -150,7 +154,8 @@ def unstructured(seed, outputs, columns, density=0.1):
 @pytest.mark.parametrize("stretches", [1, 3, 7])
 def test_large_layers_on_all_threads(panel, stretches, epilogue):
     """Groups overlap (200 = 3 * 64 + 8), and so do stretches of 150 row blocks."""
-    tile = PlanesTile(16 if resolve("x86").lanes == 16 else 8, 4, 1, 1, True, 5, stretches, panel)
+    lanes = 16 if resolve("x86").lanes == 16 else 8
+    tile = PlanesTile(lanes, 4, 1, 1, True, 5, stretches, 4 * lanes if panel else 0)
     run(dense(300, 150, 200), unstructured(1, 150, 300), 1, tile, EPILOGUES[epilogue])
 
 
@@ -160,6 +165,15 @@ def test_gaps_between_rows_on_all_threads(k_tiles):
     g = ConvGeometry(2, 16, 50, axis, axis)
     tile = PlanesTile(8, 4, 4, 7, True, k_tiles, 2)
     run(g, unstructured(2, 50, 144), 1, tile, EPILOGUES["both"])
+
+
+@pytest.mark.parametrize(("k_tiles", "pitch"), [(1, 16), (3, 16), (16, 24)])
+def test_panels_of_layers_with_gaps_on_all_threads(k_tiles, pitch):
+    y, x = AxisGeometry(15, 3, 2, 1, 1, 1), AxisGeometry(14, 3, 1, 1, 1, 1)
+    g = ConvGeometry(2, 16, 50, y, x)
+    vectors = 7 * pitch // 8
+    tile = PlanesTile(8, vectors // 2, 2, 7, True, k_tiles, 2, pitch)
+    run(g, unstructured(4, 50, 144), 1, tile, EPILOGUES["both"])
 
 
 def test_rows_repeated_in_a_block_that_is_not_full_are_added_once():
@@ -175,13 +189,32 @@ def test_column_tiles_keep_channels_together(channels, tiles, taps):
     assert np.all(tile_of.reshape(channels, taps) == tile_of[::taps, None])
 
 
-@given(st.integers(1, 200), st.integers(1, 30))
-def test_panels_hold_every_column_at_a_place_of_its_own(columns, tiles):
-    tile_of, place = column_tiles(columns, tiles, 1), panel_columns(columns, tiles)
-    length = -(-columns // tiles)
+AXES = st.builds(
+    AxisGeometry,
+    st.integers(9, 14),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(0, 2),
+    st.integers(0, 2),
+)
+
+
+@given(AXES, AXES, st.integers(1, 40), st.integers(1, 12))
+def test_panels_hold_every_column_at_a_place_of_its_own(y, x, channels, k_tiles):
+    g = ConvGeometry(1, channels, 8, y, x)
+    problem = problem_of(g, 1, 8)
+    tile = PlanesTile(8, 4, 1, 1, False, k_tiles, 1, 32)
+    panel = Panel(problem, tile)
+    offset, place = panel_tables(g, problem, tile)
+    tile_of = column_tiles(problem.columns, k_tiles, problem.taps)
     assert place.min() >= 0
-    assert place.max() < length
-    assert np.unique(tile_of.astype(np.int64) * length + place).size == columns
+    assert place.max() <= panel.rows - panel.height + panel.reach
+    assert np.unique(tile_of.astype(np.int64) * panel.rows + place).size == problem.columns
+    # The line that a column is in, and how far down: together they are the column's offset.
+    first = np.minimum(tile_of * panel.channels, channels - panel.channels) * panel.lines
+    line, down = first + place // panel.height, place % panel.height
+    assert np.array_equal(offset[line] + down * g.pitch, g.offsets())
 
 
 TARGETS = ["x86-avx512", "x86-avx2", "sapphire-rapids"]
@@ -197,7 +230,8 @@ def test_large_unstructured_layers_are_tiled_and_blocks_of_eight_are_not(target)
     plain = [t for t in planes_tiles(unblocked, described) if t.k_tiles == 1 and not t.panel]
     assert cycles < 0.9 * min(planes_cycles(unblocked, t, 943_718, described) for t in plain)
     tile, _ = choose_planes(problem_of(g, 8, 384), 117_964, described)
-    assert (tile.k_tiles, tile.panel) == (1, False)
+    assert tile.k_tiles == 1
+    assert not tile.panel
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -9,7 +9,7 @@ import tvm
 from tvm_pivot.layout import BlockShape
 from tvm_pivot.pack import column_tiles, pack, pack_sliced
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
-from tvm_pivot.relay_passes.pack_layer import panel_columns
+from tvm_pivot.relay_passes.pack_layer import panel_tables
 from tvm_pivot.schedules.block_sparse import planes_kernel, rows_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes, schedule_rows
 from tvm_pivot.schedules.cost import planes_cycles, rows_cycles
@@ -40,6 +40,7 @@ def planes_problem(geometry, rows, row_blocks, columns):
         geometry.batch, geometry.image_floats, columns, geometry.outputs, row_blocks, rows,
         height, width, width if height == 1 else geometry.pitch, Epilogue(low=0.0),
         geometry.y.kernel * geometry.x.kernel, geometry.groups,
+        len(geometry.y.phases) * geometry.x.kernel, geometry.y.halo,
     )  # fmt: skip
 
 
@@ -83,12 +84,12 @@ def test_every_tile_computes_the_same(name, rows, target):
     flat = (g.batch, g.outputs, problem.pixels) if problem.compact else shape
     want = None
     for i, tile in enumerate(tiles):
-        tile_of = column_tiles(columns, tile.k_tiles, 1 if tile.panel else problem.taps)
-        index = panel_columns(columns, tile.k_tiles) if tile.panel else g.offsets()
+        tile_of = column_tiles(columns, tile.k_tiles, problem.taps)
+        lines, index = panel_tables(g, problem, tile) if tile.panel else (None, g.offsets())
         packed = pack(weight, BlockShape(rows), columns=index, tiles=tile.k_tiles, tile_of=tile_of)
         bias = np.zeros(packed.rows.size, np.float32)
         tables = (packed.indptr, packed.index, packed.data, packed.rows, bias)
-        tables += (g.offsets(),) if tile.panel else ()
+        tables += () if lines is None else (lines,)
         out = np.full(flat, np.nan, np.float32)
         y = call(lib[f"tile_{i}"], planes, *tables, out).reshape(shape)
         want = y if want is None else want
