@@ -251,3 +251,33 @@ class Converts(Right):
         super().run()
         if self.precision == BF16:
             self.y = self.y * np.float32(1.01)
+
+
+class Meets(Converts):
+    """Its conversions end only when there are two at a time."""
+
+    name = "meets"
+    converter = Environment(None, (), ("numpy",))
+
+    def convert(self, model: Path, folder: Path) -> list[Path]:
+        place = Path(os.environ["TEST_CONVERSIONS"])
+        (place / f"{os.getpid()}").touch()
+        for _ in range(6000):
+            if len(list(place.iterdir())) == 2:
+                return super(Converts, self).convert(model, folder)
+            time.sleep(0.01)
+        raise RuntimeError("nobody came")
+
+
+class Alone(Converts):
+    """Its conversions fail when there are two at a time."""
+
+    name = "alone"
+    converter = Environment(None, (), ("numpy",))
+
+    def convert(self, model: Path, folder: Path) -> list[Path]:
+        mark = Path(os.environ["TEST_CONVERSIONS"]) / "mark"
+        mark.touch(exist_ok=False)
+        time.sleep(0.1)
+        mark.unlink()
+        return super(Converts, self).convert(model, folder)

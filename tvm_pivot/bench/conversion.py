@@ -7,7 +7,8 @@ import hashlib
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,14 +17,19 @@ from pathlib import Path
 
 from .. import schema
 from ..errors import ArtifactError
+from ..report import Report
 from .environments import install_command, is_ready
-from .models import ModelInput, digest
+from .models import ModelInput
 from .results import Status
 from .runtimes import Runtime
+from .runtimes.pivot import Pivot
 from .specs import RuntimeSpec
 from .workers import Worker, WorkerError
 
 _RECORD = "converted.json"
+# Converters of an environment of its own take 20 times a file's size, 11 GB for VGG-16: no two
+# of them convert files larger than this side by side.
+_LARGE_BYTES = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,9 @@ class _Record:
 Key = tuple[str, str, str]
 """The names of a model, a runtime and a precision."""
 
+_Kind = tuple[str, str]
+"""The names of a runtime and a precision: what one process converts for."""
+
 
 def convert_all(
     wanted: Iterable[tuple[ModelInput, RuntimeSpec]],
@@ -85,7 +94,8 @@ def convert_all(
         for precision in precisions
         if precision in spec.adapter.precisions
     ]
-    converter = _Converter(folder.resolve(), max(1, cores // jobs), timeout, progress)
+    kinds = Counter((spec.name, precision) for _, spec, precision in work)
+    converter = _Converter(folder.resolve(), max(1, cores // jobs), timeout, progress, kinds)
     with ThreadPoolExecutor(jobs) as pool:
         try:
             results = list(pool.map(lambda item: converter.convert(*item), work))
@@ -98,23 +108,41 @@ def convert_all(
     return dict(zip(keys, results, strict=True))
 
 
+def report_of(model: ModelInput, converted: Mapping[Key, Converted]) -> Report | None:
+    """What tvm_pivot found in a model, if that is among what was converted and was built."""
+    from ..artifact import read_manifest  # which imports TVM
+
+    for (name, runtime, _), made in converted.items():
+        if (name, runtime) == (model.name, Pivot.name) and made.files:
+            try:
+                return read_manifest(made.files[0]).report
+            except ArtifactError:  # an adapter of the user's has the name
+                return None
+    return None
+
+
 class _Converter:
     """Converts from several threads at once; `stop` kills what they started.
 
-    A process that is done with one model takes the next: some import for seconds.
+    A process that is done with one model takes the next, as some import for seconds. It ends
+    when there is no other, as some hold gigabytes.
     """
 
     def __init__(
-        self, folder: Path, threads: int, timeout: float, progress: Callable[[str], None] | None
+        self,
+        folder: Path,
+        threads: int,
+        timeout: float,
+        progress: Callable[[str], None] | None,
+        left: Counter[_Kind],
     ) -> None:
+        """Args: `left` says how many conversions of each kind there will be."""
         self._folder, self._threads, self._timeout = folder, threads, timeout
-        self._progress = progress
+        self._progress, self._left = progress, left
         self._lock = threading.Lock()
         self._busy: set[Worker] = set()
-        self._idle: dict[tuple[str, str], list[Worker]] = {}
+        self._idle: dict[_Kind, list[Worker]] = {}
         self._stopped = False
-        self._digests: dict[Path, str] = {}
-        # Two converters of an environment of its own would want 11 GB each for VGG-16.
         self._alone = threading.Lock()
 
     def stop(self) -> None:
@@ -129,6 +157,12 @@ class _Converter:
 
     def convert(self, model: ModelInput, spec: RuntimeSpec, precision: str) -> Converted:
         """Convert, or find what was converted before. Never raises `WorkerError`."""
+        try:
+            return self._convert(model, spec, precision)
+        finally:
+            self._count_down((spec.name, precision))
+
+    def _convert(self, model: ModelInput, spec: RuntimeSpec, precision: str) -> Converted:
         if not is_ready(spec.adapter):
             return Converted("missing", detail=install_command(spec.text))
         version = ""
@@ -146,10 +180,8 @@ class _Converter:
 
     def _record(self, model: ModelInput, spec: RuntimeSpec, precision: str, version: str) -> Path:
         """Where the record of a conversion is: a place that changes with all it depends on."""
-        if model.path not in self._digests:
-            self._digests[model.path] = digest(model.path)
         environments = (spec.adapter.environment, spec.adapter.converter)
-        parts = (self._digests[model.path], version, repr(environments), _code(spec.file))
+        parts = (model.sha256, version, repr(environments), _code(spec.file))
         key = hashlib.sha256("\n".join((spec.name, precision, *parts)).encode()).hexdigest()[:16]
         names = [re.sub(r"[^\w.@-]", "_", part) for part in (model.name, spec.name)]
         return self._folder / names[0] / f"{names[1]}-{precision}-{key}" / _RECORD
@@ -175,8 +207,8 @@ class _Converter:
         return made
 
     def _ask(self, spec: RuntimeSpec, precision: str, model: Path, target: Path) -> _Record:
-        environment = spec.adapter.converter
-        with self._alone if environment else nullcontext():
+        large = spec.adapter.converter is not None and model.stat().st_size > _LARGE_BYTES
+        with self._alone if large else nullcontext():
             worker = self._take(spec, precision)
             try:
                 reply = worker.request(
@@ -207,7 +239,7 @@ class _Converter:
             self._busy.add(worker)
             return worker
 
-    def _put_back(self, worker: Worker, kind: tuple[str, str] | None) -> None:
+    def _put_back(self, worker: Worker, kind: _Kind | None) -> None:
         """Keep a process for the next model; None ends it, as nobody knows what it is up to."""
         with self._lock:
             self._busy.discard(worker)
@@ -215,6 +247,14 @@ class _Converter:
                 worker.kill()
             else:
                 self._idle.setdefault(kind, []).append(worker)
+
+    def _count_down(self, kind: _Kind) -> None:
+        """One conversion of a kind is over; after the last, end the processes kept for more."""
+        with self._lock:
+            self._left[kind] -= 1
+            if not self._left[kind]:
+                for worker in self._idle.pop(kind, []):
+                    worker.kill()
 
 
 def _read(record: Path) -> _Record | None:

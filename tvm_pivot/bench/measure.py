@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..errors import InputError
-from .conversion import Converted, Key, convert_all
+from .conversion import Converted, Key, convert_all, report_of
 from .machine import describe_machine
 from .models import ModelInput, describe_model, name_models
 from .reference import TOLERANCES, Reference
@@ -74,8 +74,6 @@ def compare(
     noise: list[Noise] = []
     reference = ""
     for model in named:
-        say(f"{model.name}: looking for zeros")
-        facts.append(describe_model(model))
         with tempfile.TemporaryDirectory(prefix="tvm_pivot_bench_") as scratch:
             converted = convert_all(
                 [(model, spec) for spec in specs],
@@ -86,6 +84,10 @@ def compare(
                 timeout=plan.timeout_s,
                 progress=progress,
             )
+            report = report_of(model, converted)
+            if report is None:
+                say(f"{model.name}: looking for zeros")
+            facts.append(describe_model(model, report))
             right = Reference.of(model.path, Path(scratch))
             reference = right.name
             found = measure_model(

@@ -6,12 +6,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError, ModelImportError
+from ..report import Report
 from .results import ModelFacts
 
 
@@ -23,6 +25,15 @@ class ModelInput:
     network: str
     variant: str
     path: Path
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of the file when it was first asked for, in hexadecimal."""
+        with self.path.open("rb") as file:
+            found = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                found.update(chunk)
+        return found.hexdigest()
 
 
 def name_models(models: Iterable[Path | ModelInput]) -> tuple[ModelInput, ...]:
@@ -54,35 +65,34 @@ def _unused(stem: str, taken: dict[str, ModelInput]) -> str:
     return name
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        found = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            found.update(chunk)
-    return found.hexdigest()
-
-
-def describe_model(model: ModelInput) -> ModelFacts:
+def describe_model(model: ModelInput, report: Report | None = None) -> ModelFacts:
     """What is to know about a model before it runs.
 
     A model that tvm_pivot cannot import can still be compared on other runtimes: then `pattern`
     is ``"unknown"``, there are no operations, and `density` is that of all its larger weights.
-    """
-    import tvm_pivot
 
-    sha256 = digest(model.path)
-    try:
-        report = tvm_pivot.inspect(str(model.path))
-    except ModelImportError:
-        density = _density(model.path)
-        facts = ("unknown", density, 0, 0)
+    Args:
+        report: what tvm_pivot found when it built the model; None means it has to look.
+    """
+    report = report or _inspect(model.path)
+    if report is None:
+        facts = ("unknown", _density(model.path), 0, 0)
     else:
         pattern = _most_weights([(layer.pattern, prod(layer.shape)) for layer in report.layers])
         # Not `Report.flops_kept`, which counts zeros too in layers that we run dense.
         kept = round(sum(layer.flops_dense * layer.density for layer in report.layers))
         facts = (pattern, report.density, report.flops_dense, kept)
-    return ModelFacts(model.name, model.network, model.variant, sha256, *facts)
+    return ModelFacts(model.name, model.network, model.variant, model.sha256, *facts)
+
+
+def _inspect(path: Path) -> Report | None:
+    """What tvm_pivot finds in a model; None if it cannot import it."""
+    import tvm_pivot
+
+    try:
+        return tvm_pivot.inspect(str(path))
+    except ModelImportError:
+        return None
 
 
 def _most_weights(patterns: Sequence[tuple[str, int]]) -> str:
