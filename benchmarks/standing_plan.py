@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from tvm_pivot.bench.results import Comparison, Result
 
@@ -55,27 +54,34 @@ NOT_ON_DENSE = ("pivot-dense", "mnn-sparse", SAVES_BYTES)
 # Conversions that take minutes; each is the same network again, with other weights.
 DENSE_ONLY = (("vgg16", "litert"),)
 QUICK_NETWORKS, QUICK_VARIANTS = ("mlp", "lstm"), ("dense", "8x1@0.1")
+# Made and converted side by side, so many files leave no core idle for long. VGG-16's take half a
+# gigabyte each, and as much again for every runtime that they are converted for.
+FILES, HEAVY_FILES = 6, 2
+HEAVY = ("vgg16",)
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Variants of one network that are made, converted and measured together."""
-
-    network: str
-    variants: tuple[str, ...]
+File = tuple[str, str]
+"""A network and a variant of it."""
+Batch = tuple[File, ...]
+"""Files that are made and converted side by side, and then measured one after the other."""
 
 
 def batches(networks: Sequence[str], variants: Sequence[str]) -> list[Batch]:
     """All that is to be measured, the most important first; within that, small networks first."""
     order = sorted(networks, key=lambda n: NETWORKS.index(n) if n in NETWORKS else len(NETWORKS))
     own = tuple(variant for variant in variants if variant not in VARIANTS)
-    found = []
+    found: list[Batch] = []
     for tier in (*TIERS[:1], own, *TIERS[1:]):
-        for network in order:
-            chosen = tuple(v for v in tier if v in variants and has_variant(network, v))
-            if chosen:
-                found.append(Batch(network, chosen))
+        files = [(n, v) for n in order for v in tier if v in variants and has_variant(n, v)]
+        found += _split([file for file in files if file[0] not in HEAVY], FILES)
+        found += _split([file for file in files if file[0] in HEAVY], HEAVY_FILES)
     return found
+
+
+def _split(files: Sequence[File], most: int) -> Iterator[Batch]:
+    """Files in batches of about the same size, and at most `most`."""
+    count = -(-len(files) // most)
+    for index in range(count):
+        yield tuple(files[index * len(files) // count : (index + 1) * len(files) // count])
 
 
 def has_variant(network: str, variant: str) -> bool:

@@ -8,6 +8,7 @@ most important files come first; when `--minutes` are over, the rest is left out
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import shlex
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,7 +38,7 @@ from benchmarks.standing_plan import (
     threads_for,
 )
 from tvm_pivot.bench import measure
-from tvm_pivot.bench.conversion import Converted, Key
+from tvm_pivot.bench.conversion import Converted, Key, report_of
 from tvm_pivot.bench.machine import describe_machine
 from tvm_pivot.bench.models import ModelInput, describe_model
 from tvm_pivot.bench.reference import TOLERANCES, Reference
@@ -54,18 +55,23 @@ PRECISION = "fp32"
 TURN_MS, MOST_SECONDS = 15.0, 3.0
 
 
-def make_file(network: str, variant: str) -> tuple[ModelInput, ModelFacts]:
-    """The ONNX file of a variant, and what is to know about it. Runs in a process of its own.
+def make_file(network: str, variant: str) -> ModelInput:
+    """The ONNX file of a variant, its digest computed. Runs in a process of its own.
 
     Raises:
         MissingDataError: it needs data that is not there.
     """
     from benchmarks import zoo
 
-    model = ModelInput(
-        model_name(network, variant), network, variant, zoo.load(network, variant).resolve()
-    )
-    return model, describe_model(model)
+    path = zoo.load(network, variant).resolve()
+    model = ModelInput(model_name(network, variant), network, variant, path)
+    model.sha256  # noqa: B018 (kept, so that it travels with the model)
+    return model
+
+
+def describe_file(model: ModelInput, converted: Mapping[Key, Converted]) -> ModelFacts:
+    """What is to know about a file that was converted. Runs in a process of its own."""
+    return describe_model(model, report_of(model, converted))
 
 
 def _one_thread() -> None:
@@ -90,7 +96,7 @@ class StandingSet:
         self.skipping = [n for n, spec in self.specs.items() if spec.adapter.skips_zeros]
         self.plan = measure.Plan(rounds=options.rounds, turn_ms=TURN_MS, most_seconds=MOST_SECONDS)
         self.began = time.monotonic()
-        self.seconds: dict[str, list[float]] = {}  # per runtime and file, by network
+        self.seconds: dict[str, float] = {}  # per runtime and file, by network: the latest
 
     def run(self, work: Sequence[Batch]) -> None:
         """Measure all batches, or as many as the time suffices for."""
@@ -98,76 +104,89 @@ class StandingSet:
         with ProcessPoolExecutor(PROCESSES, context, initializer=_one_thread) as pool:
             for index, batch in enumerate(work):
                 left = self._remaining(batch)
-                if not left.variants:
+                if not left:
                     continue
-                expected = self._expected(left)
-                if self._is_over(expected):
-                    names = (model_name(left.network, variant) for variant in left.variants)
-                    self.skipped += [f"{name}: no time left" for name in names]
+                if self._is_over(self._expected(left)):
+                    self.skipped += [f"{model_name(*file)}: no time left" for file in left]
                     continue
                 rest = sum(map(self._expected, map(self._remaining, work[index:])))
-                self._say(
-                    f"{left.network}: {', '.join(left.variants)}; about {rest / 60:.0f} min left"
-                )
+                names = ", ".join(model_name(*file) for file in left)
+                self._say(f"making {names}; about {rest / 60:.0f} min left")
                 self._measure_batch(left, pool)
 
     def _remaining(self, batch: Batch) -> Batch:
         measured = {model.name for model in self.comparison.models}
-        names = (v for v in batch.variants if model_name(batch.network, v) not in measured)
-        return Batch(batch.network, tuple(names))
+        return tuple(file for file in batch if model_name(*file) not in measured)
 
-    def _runtimes(self, network: str, variant: str) -> list[str]:
-        return runtimes_for(network, variant, list(self.specs), self.skipping)
+    def _specs(self, network: str, variant: str) -> list[RuntimeSpec]:
+        names = runtimes_for(network, variant, list(self.specs), self.skipping)
+        return [self.specs[name] for name in names]
 
     def _expected(self, batch: Batch) -> float:
-        """Seconds that a batch will take, by what others of its network, or of any, took."""
-        own = self.seconds.get(batch.network)
-        known = own or [s for values in self.seconds.values() for s in values]
-        each = sum(known) / len(known) if known else 0.0
-        return each * sum(len(self._runtimes(batch.network, v)) for v in batch.variants)
+        """Seconds that a batch will take, by what others of its networks, or of any, took."""
+        known = self.seconds.values()
+        usual = sum(known) / len(known) if known else 0.0
+        return sum(self.seconds.get(file[0], usual) * len(self._specs(*file)) for file in batch)
 
     def _is_over(self, expected: float) -> bool:
         limit = self.options.minutes * 60
         return bool(limit) and time.monotonic() - self.began + expected > limit
 
     def _measure_batch(self, batch: Batch, pool: ProcessPoolExecutor) -> None:
+        """Make and convert files, several at a time, then measure one after the other."""
         began = time.monotonic()
-        made: list[tuple[str, Future[tuple[ModelInput, ModelFacts]]]] = [
-            (variant, pool.submit(make_file, batch.network, variant)) for variant in batch.variants
-        ]
-        ready = []
-        for variant, future in made:  # all of them, so that nothing else runs while measuring
-            try:
-                ready.append(future.result())
-            except FileNotFoundError as error:
-                self.skipped.append(f"{model_name(batch.network, variant)}: {error}")
-        if ready:
-            self._measure_files(ready)
-        spent = time.monotonic() - began
-        count = sum(len(self._runtimes(model.network, model.variant)) for model, _ in ready)
-        if count:
-            self.seconds.setdefault(batch.network, []).append(spent / count)
-
-    def _measure_files(self, ready: Sequence[tuple[ModelInput, ModelFacts]]) -> None:
-        """Convert files, several at a time, then measure one after the other."""
-        names = {m.name: self._runtimes(m.network, m.variant) for m, _ in ready}
+        models = self._make(batch, pool)
+        if not models:
+            return
+        specs = {model.name: self._specs(model.network, model.variant) for model in models}
         with tempfile.TemporaryDirectory(prefix="tvm_pivot_bench_") as scratch:
-            self._say(f"converting {', '.join(names)}")
-            wanted = [(model, self.specs[n]) for model, _ in ready for n in names[model.name]]
-            converted = measure.convert_all(
-                wanted,
-                [PRECISION],
-                Path(scratch),
-                jobs=PROCESSES,
-                cores=self.comparison.machine.cores,
-                timeout=self.plan.timeout_s,
-            )
-            for model, facts in ready:
-                self._say(f"measuring {model.name} on {', '.join(names[model.name])}")
-                specs = [self.specs[name] for name in names[model.name]]
-                self._measure(model, facts, specs, converted, Path(scratch))
+            folder = Path(scratch)
+            self._say("converting them")
+            converted = self._convert(models, specs, folder)
+            # All of it now, so that nothing else runs while measuring.
+            facts = list(pool.map(describe_file, models, itertools.repeat(converted)))
+            share = (time.monotonic() - began) / max(1, sum(map(len, specs.values())))
+            for model, known in zip(models, facts, strict=True):
+                own, began = specs[model.name], time.monotonic()
+                self._say(f"measuring {model.name} on {', '.join(spec.name for spec in own)}")
+                self._measure(model, known, own, converted, folder)
                 if not self.options.keep and model.path.stat().st_size > KEEP_BYTES:
                     model.path.unlink()
+                spent = (time.monotonic() - began) / max(1, len(own))
+                self.seconds[model.network] = share + spent
+
+    def _make(self, batch: Batch, pool: ProcessPoolExecutor) -> list[ModelInput]:
+        """The files of a batch but those whose data is missing, which are noted."""
+        futures = [(file, pool.submit(make_file, *file)) for file in batch]
+        made = []
+        for file, future in futures:
+            try:
+                made.append(future.result())
+            except FileNotFoundError as error:
+                self.skipped.append(f"{model_name(*file)}: {error}")
+        return made
+
+    def _convert(
+        self,
+        models: Sequence[ModelInput],
+        specs: Mapping[str, Sequence[RuntimeSpec]],
+        folder: Path,
+    ) -> dict[Key, Converted]:
+        """Convert for all runtimes, the slow ones and large files first: they fill both cores."""
+        wanted = [
+            (model, spec)
+            for spec in self.specs.values()
+            for model in reversed(models)
+            if spec in specs[model.name]
+        ]
+        return measure.convert_all(
+            wanted,
+            [PRECISION],
+            folder,
+            jobs=PROCESSES,
+            cores=self.comparison.machine.cores,
+            timeout=self.plan.timeout_s,
+        )
 
     def _measure(
         self,

@@ -43,7 +43,7 @@ def comparison(results: list[Result]) -> Comparison:
 
 def test_the_standing_set_is_complete() -> None:
     work = batches(NETWORKS, VARIANTS)
-    files = [(batch.network, variant) for batch in work for variant in batch.variants]
+    files = [file for batch in work for file in batch]
     assert len(files) == len(set(files)) == 10 * 13 + 3
     patterns = {(p, d) for p in ("8x1", "16x1", "4x1", "1x1") for d in ("0.2", "0.1", "0.05")}
     for network in NETWORKS:
@@ -58,24 +58,32 @@ def test_the_standing_set_is_complete() -> None:
 
 
 def test_the_most_important_files_come_first_and_small_networks_before_large_ones() -> None:
+    files = [file for batch in batches(NETWORKS, VARIANTS) for file in batch]
+    assert files[:20] == [(n, v) for n in NETWORKS for v in standing_plan.EVERY_RUNTIME]
+    tiers = [next(i for i, tier in enumerate(standing_plan.TIERS) if v in tier) for _, v in files]
+    assert tiers == sorted(tiers)
+
+
+def test_batches_are_of_one_tier_and_large_files_by_themselves() -> None:
     work = batches(NETWORKS, VARIANTS)
-    assert [batch.network for batch in work[:10]] == list(NETWORKS)
-    assert all(set(batch.variants) <= set(standing_plan.EVERY_RUNTIME) for batch in work[:10])
-    assert work[9] == Batch("vgg16", ("dense", "8x1@0.1"))
+    for batch in work:
+        assert any({v for _, v in batch} <= set(tier) for tier in standing_plan.TIERS)
+        heavy = {network in standing_plan.HEAVY for network, _ in batch}
+        assert len(heavy) == 1
+        assert len(batch) <= (standing_plan.HEAVY_FILES if True in heavy else standing_plan.FILES)
+    light = [len(batch) for batch in work if batch[0][0] not in standing_plan.HEAVY]
+    assert min(light) >= standing_plan.FILES - 1, "no batch is a small rest of a tier"
 
 
 def test_chosen_networks_and_variants_only() -> None:
     assert batches(["vgg16", "mlp"], ["16x1@0.1", "dense", "dlmc@0.1"]) == [
-        Batch("mlp", ("dense",)),
-        Batch("vgg16", ("dense",)),
-        Batch("mlp", ("16x1@0.1",)),
-        Batch("vgg16", ("16x1@0.1",)),
+        (("mlp", "dense"),),
+        (("vgg16", "dense"),),
+        (("mlp", "16x1@0.1"),),
+        (("vgg16", "16x1@0.1"),),
     ]
     # Others of the zoo come last, and variants that are no part of the set are measured too.
-    assert batches(["gru", "mlp"], ["2x1@0.5"]) == [
-        Batch("mlp", ("2x1@0.5",)),
-        Batch("gru", ("2x1@0.5",)),
-    ]
+    assert batches(["gru", "mlp"], ["2x1@0.5"]) == [(("mlp", "2x1@0.5"), ("gru", "2x1@0.5"))]
 
 
 def test_every_runtime_runs_on_one_pruned_file_and_sparse_options_not_on_the_dense_one() -> None:
@@ -125,15 +133,17 @@ def test_what_the_time_does_not_suffice_for_is_named(
 
     def pretend(self: standing_set.StandingSet, batch: Batch, _pool: object) -> None:
         clock[0] += 600
-        self.seconds.setdefault(batch.network, []).append(600 / len(batch.variants) / 2)
-        measured.append(batch.network)
+        self.seconds[batch[0][0]] = 600 / len(batch) / 2
+        measured.append(batch[0][0])
 
     monkeypatch.setattr(standing_set.StandingSet, "_measure_batch", pretend)
     options = standing_set._parse(
         ["--runtimes", "pivot,onnxruntime", "--minutes", "25", "--json", str(tmp_path / "a.json")]
     )
     standing = standing_set.StandingSet(options)
-    standing.run([Batch(network, ("dense", "8x1@0.1")) for network in ("mlp", "lstm", "bert2")])
+    standing.run(
+        [((network, "dense"), (network, "8x1@0.1")) for network in ("mlp", "lstm", "bert2")]
+    )
     assert measured == ["mlp", "lstm"]
     assert standing.skipped == ["bert2 dense: no time left", "bert2 8x1@0.1: no time left"]
 
@@ -144,9 +154,10 @@ def test_resuming_leaves_out_what_was_measured(tmp_path: Path) -> None:
     replace(found, machine=standing_set.describe_machine()).save(path)
     arguments = ["--runtimes", "pivot", "--json", str(path)]
     resumed = standing_set.StandingSet(standing_set._parse([*arguments, "--resume"]))
-    assert resumed._remaining(Batch("mlp", ("dense", "8x1@0.1"))).variants == ("8x1@0.1",)
+    batch = (("mlp", "dense"), ("mlp", "8x1@0.1"))
+    assert resumed._remaining(batch) == (("mlp", "8x1@0.1"),)
     fresh = standing_set.StandingSet(standing_set._parse(arguments))
-    assert fresh._remaining(Batch("mlp", ("dense",))).variants == ("dense",)
+    assert fresh._remaining(batch) == batch
     found.save(path)
     assert standing_set.main([*arguments, "--resume"]) == 2  # another machine's results
 
