@@ -52,7 +52,7 @@ PROCESSES = 2
 KEEP_BYTES = 200_000_000
 PRECISION = "fp32"
 # Hundreds of times are measured: turns are shorter than for one model, and fewer if slow.
-TURN_MS, MOST_SECONDS = 15.0, 3.0
+TURN_MS, MOST_SECONDS = 15.0, 2.0
 
 
 def make_file(network: str, variant: str) -> ModelInput:
@@ -257,7 +257,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--variants", type=_names, default=list(VARIANTS), help="e.g. dense,8x1@0.1")
     add("--runtimes", type=_names, default=list(RUNTIMES), help="names, with commas between them")
     add("--threads", type=lambda s: [int(n) for n in _names(s)], default=[1, 2], help="e.g. 1,2")
-    add("--rounds", type=int, default=9, help="turns of each runtime; they take turns")
+    add("--rounds", type=int, default=7, help="turns of each runtime; they take turns")
     add("--minutes", type=float, default=29.0, help="start nothing that takes longer; 0: no limit")
     add("--json", type=Path, default=RESULTS, help="write the results here")
     add("--html", type=Path, help="write a report here")
