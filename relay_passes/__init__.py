@@ -20,6 +20,7 @@ from .layers import Layer, PlannedLayer, find_layers
 from .lower_layers import lower_layers
 from .report_layers import report_layers
 from .schedule_functions import schedule_functions
+from .write_in_place import write_in_place
 
 __all__ = ["PHASES", "Compilation", "Phase"]
 
@@ -117,6 +118,10 @@ def _schedule(state: Compilation) -> Compilation:
     return replace(state, mod=schedule_functions(state.mod, state.target))
 
 
+def _write_in_place(state: Compilation) -> Compilation:
+    return replace(state, mod=write_in_place(state.mod))
+
+
 PHASES: tuple[Phase, ...] = (
     Phase("canonicalize", _canonicalize, analysis=True),
     Phase("drop_dead", _drop_dead, analysis=True),
@@ -124,4 +129,5 @@ PHASES: tuple[Phase, ...] = (
     Phase("lower_layers", _lower),
     Phase("fuse", _fuse),
     Phase("schedule_functions", _schedule),
+    Phase("write_in_place", _write_in_place),
 )

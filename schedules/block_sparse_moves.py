@@ -14,6 +14,7 @@ from .block_sparse import OUTPUT, Kernel
 from .carried_sums import K_TILES, carry_sums
 from .moves import few_tasks
 from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .store_once import store_once
 
 RAGGED = "pivot.ragged"
 SCHEDULED = "tirx.is_scheduled"
@@ -101,7 +102,7 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
             sch.unroll(loop)
         sch.vectorize(lane)
     sch.vectorize(vector)
-    return finish(sch.mod["main"], kernel)
+    return store_once(finish(sch.mod["main"], kernel), kernel, problem, tile)
 
 
 def schedule_rows(kernel: Kernel, problem: RowsProblem, tile: RowsTile) -> tirx.PrimFunc:
