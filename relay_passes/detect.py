@@ -13,12 +13,15 @@ from tvm.ir import IRModule
 from ..pack import kept_blocks
 from ..pivot import gather_rows, natural_rows
 from ..schedules import tile_rule
+from ..schedules.depthwise import depthwise_cycles, depthwise_problem
 from ..schedules.problems import Epilogue, PlanesProblem, RowsProblem
 from ..targets import PivotTarget
 from .layers import Layer, Plan, PlannedLayer, find_layers
 
 # A sparse plan must promise at least this much: what the prediction is off by, about.
 MARGIN = 0.9
+# Cycles of one vector of the padded planes that all but a depthwise plan have to be given first.
+COPY_CYCLES = 4.5
 
 
 def detect(mod: IRModule, target: PivotTarget, *, sparse: bool = True) -> list[PlannedLayer]:
@@ -82,9 +85,16 @@ def _is_rows(layer: Layer, target: PivotTarget) -> bool:
 def _candidates(layer: Layer, target: PivotTarget, keep_all: bool) -> Iterator[Plan]:
     in_rows = _is_rows(layer, target)
     masks = [m != 0 for m in layer.group_matrices()]
+    problem = depthwise_problem(layer.geometry, Epilogue(), target)
+    copies = 0.0
+    if problem is not None:
+        copies = COPY_CYCLES * layer.geometry.batch * layer.geometry.image_floats / target.lanes
+        if keep_all:
+            plan = _blocks(masks, 1, "depthwise", keep_all)
+            yield replace(plan, cycles=depthwise_cycles(problem, target))
     for rows in (target.lanes, target.lanes // 2) if in_rows else target.block_rows:
         plan = _blocks(masks, rows, "rows" if in_rows else "planes", keep_all)
-        yield replace(plan, cycles=_cycles(layer, plan, target))
+        yield replace(plan, cycles=_cycles(layer, plan, target) + copies)
     if in_rows and not keep_all:
         counts = np.sort(np.count_nonzero(layer.matrix, axis=1))[::-1]
         slots = natural_rows(counts.size, target.lanes)
@@ -96,7 +106,7 @@ def _candidates(layer: Layer, target: PivotTarget, keep_all: bool) -> Iterator[P
 def _blocks(
     masks: list[npt.NDArray[np.bool_]],
     rows: int,
-    form: Literal["planes", "rows"],
+    form: Literal["planes", "rows", "depthwise"],
     keep_all: bool,
 ) -> Plan:
     """R x 1 blocks in the rows' own order, or in the gathered one where that has fewer."""

@@ -60,7 +60,7 @@ class Plan:
     """How a layer is to be run.
 
     Attributes:
-        form: ``"planes"`` (vectors over pixels) or ``"rows"`` (matrix-vector).
+        form: ``"planes"`` (vectors over pixels), ``"rows"`` (matrix-vector) or ``"depthwise"``.
         block_rows: R; in the rows form also the length of the vector.
         own_columns: rows form only: every row of a block has columns of its own.
         keep_all: the dense form: blocks of zeros are kept.
@@ -69,7 +69,7 @@ class Plan:
         slots: the row in each slot of the row blocks, for each channel group (see `pivot`).
     """
 
-    form: Literal["planes", "rows"]
+    form: Literal["planes", "rows", "depthwise"]
     block_rows: int
     own_columns: bool
     keep_all: bool

@@ -15,6 +15,7 @@ from ..planes import ConvGeometry
 from ..schedules import tile_rule
 from ..schedules.block_sparse import planes_kernel, rows_kernel
 from ..schedules.block_sparse_moves import schedule_planes, schedule_rows
+from ..schedules.depthwise import depthwise_kernel, depthwise_problem
 from ..schedules.pack_planes import pack_planes
 from ..targets import PivotTarget
 from .detect import planes_problem, rows_problem
@@ -117,6 +118,8 @@ class _Lowering:
         site = _Site(fused, plan, self.inputs[fused.layer.var], residual, shape)
         if plan.form == "rows":
             return self._rows(rw, site)
+        if plan.form == "depthwise":
+            return self._depthwise(rw, site)
         return self._dense(rw, site) if site.layer.op == "dense" else self._conv(rw, site)
 
     def _conv(self, rw: Rewriter, site: _Site) -> Expr:
@@ -174,6 +177,16 @@ class _Lowering:
         y = _call(rw, site, name, problem.output, x, packed, site.residual)
         return _reshaped(rw, y, site.shape)
 
+    def _depthwise(self, rw: Rewriter, site: _Site) -> Expr:
+        layer = site.layer
+        problem = depthwise_problem(layer.geometry, site.fused.epilogue, self.target)
+        assert problem is not None
+        name = self._kernel(rw, site, problem, lambda: depthwise_kernel(problem))
+        args = [site.x, constant(layer.matrix), constant(site.fused.bias)]
+        if site.residual is not None:
+            args.append(_reshaped(rw, site.residual, problem.output))
+        return rw.emit(relax.call_tir(name, args, relax.TensorType(problem.output, "float32")))
+
     def _kernel(
         self, rw: Rewriter, site: _Site, key: object, make: Callable[[], tirx.PrimFunc]
     ) -> GlobalVar:
@@ -218,6 +231,8 @@ def _call(
 def _kind(plan: Plan) -> str:
     if plan.own_columns:
         return f"sell{plan.block_rows}"
+    if plan.form == "depthwise":
+        return "depthwise"
     return f"{'dense' if plan.keep_all else 'sparse'}_{plan.form}_{plan.block_rows}x1"
 
 

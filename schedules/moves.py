@@ -9,7 +9,7 @@ same element: for spatial axes, not for the axis of a sum.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -280,3 +280,11 @@ def _moved_predicate(predicate: Any, move: Any, analyzer: Any) -> Any:
     if isinstance(predicate, tirx.IntImm):
         return predicate
     raise CannotSchedule(f"unexpected condition {predicate}")
+
+
+def in_sequence(statements: Iterable[tirx.Stmt]) -> tirx.Stmt:
+    """Statements one after the other; TVM refuses sequences in a sequence, and those of one."""
+    flat: list[tirx.Stmt] = []
+    for statement in statements:
+        flat.extend(statement.seq if isinstance(statement, tirx.SeqStmt) else [statement])
+    return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
