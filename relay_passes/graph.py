@@ -165,6 +165,13 @@ class Rewriter:
         """Bind an expression to a new variable; variables and constants pass through."""
         return value if isinstance(value, Var | GenericConst) else self.builder.emit(value, name)
 
+    def reshape(self, x: Expr, shape: tuple[int, ...]) -> Expr:
+        """A tensor in another shape: one reshape of what it was reshaped from, or none."""
+        while static_shape(x) != shape and op_name(source := self.definition(x)) == "reshape":
+            assert isinstance(source, Call)
+            x = source.args[0]
+        return x if static_shape(x) == shape else self.emit(relax.op.reshape(x, shape))
+
     def definition(self, expr: Expr) -> Expr:
         """What an emitted variable is bound to; any other expression itself."""
         bound = self.builder.lookup_binding(expr) if isinstance(expr, Var) else None

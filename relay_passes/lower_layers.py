@@ -98,7 +98,7 @@ class _Lowering:
         self.kernels = _Kernels()
         self.kernel_of: dict[Var, str] = {}
         self.planes: dict[object, Expr] = {}
-        self.feature_major = FeatureMajor()
+        self.feature_major = FeatureMajor(target)
 
     def visit(self, rw: Rewriter, var: Var, value: Expr) -> Expr:
         """Put a layer's kernel where its fused chain ends; pass everything else on."""
@@ -125,18 +125,18 @@ class _Lowering:
     def _conv(self, rw: Rewriter, site: _Site) -> Expr:
         g = site.layer.geometry
         if g.direct:
-            planes = rw.emit(relax.op.reshape(site.x, (g.batch, g.image_floats)))
+            planes = rw.reshape(site.x, (g.batch, g.image_floats))
         else:
             planes = self._packed(rw, site.x, g)
-        return _reshaped(rw, self._planes(rw, site, planes, site.residual), site.shape)
+        return rw.reshape(self._planes(rw, site, planes, site.residual), site.shape)
 
     def _dense(self, rw: Rewriter, site: _Site) -> Expr:
         """Rows become pixels: the kernel reads and writes [features, rows]."""
-        planes = rw.emit(relax.op.reshape(self.feature_major.of(rw, site.x), (1, -1)))
-        other = None if site.residual is None else self.feature_major.of(rw, site.residual)
-        y = self._planes(rw, site, planes, other)
         features, rows = site.shape[-1], int(np.prod(site.shape[:-1]))
-        matrix = rw.emit(relax.op.reshape(y, (features, rows)))
+        inputs = site.layer.geometry.image_floats
+        planes = rw.reshape(self.feature_major.of(rw, site.x), (1, inputs))
+        other = None if site.residual is None else self.feature_major.of(rw, site.residual)
+        matrix = rw.reshape(self._planes(rw, site, planes, other), (features, rows))
         return self.feature_major.record(rw, matrix, site.shape)
 
     def _planes(self, rw: Rewriter, site: _Site, planes: Expr, residual: Expr | None) -> Expr:
@@ -173,9 +173,9 @@ class _Lowering:
             (problem, tile),
             lambda: schedule_rows(rows_kernel(problem, tile), problem, tile),
         )
-        x = _reshaped(rw, site.x, (problem.inputs, problem.columns))
+        x = rw.reshape(site.x, (problem.inputs, problem.columns))
         y = _call(rw, site, name, problem.output, x, packed, site.residual)
-        return _reshaped(rw, y, site.shape)
+        return rw.reshape(y, site.shape)
 
     def _depthwise(self, rw: Rewriter, site: _Site) -> Expr:
         layer = site.layer
@@ -184,7 +184,7 @@ class _Lowering:
         name = self._kernel(rw, site, problem, lambda: depthwise_kernel(problem))
         args = [site.x, constant(layer.matrix), constant(site.fused.bias)]
         if site.residual is not None:
-            args.append(_reshaped(rw, site.residual, problem.output))
+            args.append(rw.reshape(site.residual, problem.output))
         return rw.emit(relax.call_tir(name, args, relax.TensorType(problem.output, "float32")))
 
     def _kernel(
@@ -224,7 +224,7 @@ def _call(
     tables = (packed.indptr, packed.index, packed.data, packed.rows, bias, *more)
     args = [x, *(constant(table) for table in tables)]
     if residual is not None:
-        args.append(_reshaped(rw, residual, out))
+        args.append(rw.reshape(residual, out))
     return rw.emit(relax.call_tir(kernel, args, relax.TensorType(out, "float32")))
 
 
@@ -234,7 +234,3 @@ def _kind(plan: Plan) -> str:
     if plan.form == "depthwise":
         return "depthwise"
     return f"{'dense' if plan.keep_all else 'sparse'}_{plan.form}_{plan.block_rows}x1"
-
-
-def _reshaped(rw: Rewriter, x: Expr, shape: tuple[int, ...]) -> Expr:
-    return x if static_shape(x) == shape else rw.emit(relax.op.reshape(x, shape))
