@@ -126,15 +126,19 @@ def _schedule_transposed(
     work: int,
     target: PivotTarget,
 ) -> None:
-    """Square tiles of lanes x lanes, so that both sides use whole cache lines."""
+    """Square tiles of lanes x lanes, so that both sides use whole cache lines.
+
+    They follow each other along the longer axis: fewer turns, and more to be prefetched.
+    """
     ranges = [int(sch.get(fused[i]).extent) for i in (column, -1)]
     tiles = [min(lanes, extent) for extent in ranges]
     row_out, row_in = sch.split(fused[column], [None, tiles[0]])
     out, vector = sch.split(fused[-1], [None, tiles[1]])
     others = [loop for number, loop in enumerate(fused[:-1]) if number != column]
-    sch.reorder(*others, row_out, out, row_in, vector)
+    outer = [row_out, out] if ranges[0] <= ranges[1] else [out, row_out]
+    sch.reorder(*others, *outer, row_in, vector)
     sch.vectorize(vector)
     sch.unroll(row_in)
     overlap_tail(sch, row_out, tiles[0], ranges[0])
     overlap_tail(sch, out, tiles[1], ranges[1])
-    parallelise(sch, others or [row_out], work, target)
+    parallelise(sch, others or outer[:1], work, target)
