@@ -17,6 +17,7 @@ from .canonicalize import canonicalize
 from .detect import detect
 from .drop_dead import DropReport, drop_dead
 from .layers import Layer, PlannedLayer, find_layers
+from .legalize_pooling import legalize_max_pool2d
 from .lower_layers import lower_layers
 from .report_layers import report_layers
 from .schedule_functions import schedule_functions
@@ -100,7 +101,7 @@ def _fuse(state: Compilation) -> Compilation:
     passes = [
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
-        relax.transform.LegalizeOps(),
+        relax.transform.LegalizeOps({"relax.nn.max_pool2d": legalize_max_pool2d(state.target)}),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
         relax.transform.FuseOps(),

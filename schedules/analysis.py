@@ -276,7 +276,7 @@ def leaf_blocks(sch: s_tir.Schedule) -> list[Block] | None:
 def is_naive(func: tirx.PrimFunc) -> bool:
     """Whether a loop nest of more than 64 iterations runs one by one: no loop around or in it is
     parallel, vectorised (by us, or marked `LEFT_TO_LLVM`) or unrolled. Calls of library functions
-    do not count as loops."""
+    and stores of whole vectors do not count as loops."""
     return _has_naive_nest(func.body, 1)
 
 
@@ -289,7 +289,8 @@ def _has_naive_nest(node: Any, iterations: int) -> bool:
 
     tvm_ffi.structural_walk(node, (tirx.For, stop_at), order="pre")
     if not loops:
-        return iterations > NAIVE_ITERATIONS and not _is_library_call(node)
+        scalar = not _is_library_call(node) and not _stores_vectors(node)
+        return iterations > NAIVE_ITERATIONS and scalar
     return any(_loop_is_naive(loop, iterations) for loop in loops)
 
 
@@ -299,6 +300,11 @@ def _loop_is_naive(loop: Any, iterations: int) -> bool:
     known = isinstance(loop.extent, tirx.IntImm)
     extent = int(loop.extent) if known else NAIVE_ITERATIONS
     return _has_naive_nest(loop.body, iterations * extent)
+
+
+def _stores_vectors(node: Any) -> bool:
+    stores = walk(node, tirx.BufferStore)
+    return bool(stores) and all(isinstance(s.indices[-1], tirx.Ramp) for s in stores)
 
 
 def _is_library_call(node: Any) -> bool:

@@ -132,6 +132,11 @@ def finish(sch: s_tir.Schedule) -> s_tir.Schedule:
     return s_tir.Schedule(tvm_ffi.structural_map(func, (tirx.For, few_tasks)))
 
 
+def task_count(extent: int) -> int:
+    """Into how many equal tasks a parallel loop of `extent` is cut: at least `TASKS`, or all."""
+    return next((n for n in range(TASKS, extent + 1) if extent % n == 0), extent)
+
+
 def few_tasks(loop: tirx.For) -> tirx.For:
     """A parallel loop as a few tasks that each run a stretch of it one by one.
 
@@ -140,7 +145,7 @@ def few_tasks(loop: tirx.For) -> tirx.For:
     extent = int(loop.extent) if isinstance(loop.extent, tirx.IntImm) else 0
     if loop.kind != tirx.ForKind.PARALLEL or extent <= TASKS or int(loop.min) != 0:
         return loop
-    tasks = next(n for n in range(TASKS, extent + 1) if extent % n == 0)
+    tasks = task_count(extent)
     stretch = extent // tasks
     dtype = str(loop.loop_var.ty.dtype)
     task, step = tirx.Var("task", dtype), tirx.Var("step", dtype)

@@ -15,27 +15,28 @@ from .analysis import LEFT_TO_LLVM
 from .block_sparse_moves import SCHEDULED
 
 
-def _loop(
+def loop(
     extent: int,
     body: Callable[[Any], Any],
     kind: tirx.ForKind = tirx.ForKind.SERIAL,
     annotations: dict[str, Any] | None = None,
 ) -> tirx.For:
+    """Run ``body(i)`` for i < `extent`."""
     var = tirx.Var("i", "int32")
     zero, end = (tirx.const(value, "int32") for value in (0, extent))
     return tirx.For(var, zero, end, kind, body(var), annotations=annotations)
 
 
-def _vectors(count: int, lanes: int, body: Callable[[Any], Any]) -> tirx.For:
+def vectors(count: int, lanes: int, body: Callable[[Any], Any]) -> tirx.For:
     """Run ``body(i)`` for i < `count` in vectors; the last vector may overlap the one before."""
     floats = min(lanes, 1 << (count.bit_length() - 1))
     last = tirx.const(count - floats, "int32")
 
     def vector(j: Any) -> tirx.For:
         start = tirx.min(j * floats, last)
-        return _loop(floats, lambda v: body(start + v), tirx.ForKind.VECTORIZED)
+        return loop(floats, lambda v: body(start + v), tirx.ForKind.VECTORIZED)
 
-    return _loop(-(-count // floats), vector)
+    return loop(-(-count // floats), vector)
 
 
 def pack_planes(geometry: ConvGeometry, lanes: int, parallel: bool) -> tirx.PrimFunc:
@@ -53,7 +54,7 @@ def pack_planes(geometry: ConvGeometry, lanes: int, parallel: bool) -> tirx.Prim
 
     def clear(n: Any, begin: Any, count: int) -> tirx.For:
         zero = tirx.const(0, "float32")
-        return _vectors(count, lanes, lambda at: tirx.BufferStore(p, zero, [n, begin + at]))
+        return vectors(count, lanes, lambda at: tirx.BufferStore(p, zero, [n, begin + at]))
 
     def copy(n: Any, c: Any, number: int) -> list[tirx.Stmt]:
         phase_y, phase_x = (
@@ -74,12 +75,12 @@ def pack_planes(geometry: ConvGeometry, lanes: int, parallel: bool) -> tirx.Prim
                 return tirx.BufferStore(p, load, [n, at_row + at])
 
             if x_axis.stride == 1:
-                return _vectors(end - first, lanes, copied)
+                return vectors(end - first, lanes, copied)
             # Of a vector with a stride TVM makes one load per lane; of a plain loop LLVM makes
             # whole loads and shuffles.
-            return _loop(end - first, copied, annotations={LEFT_TO_LLVM: True})
+            return loop(end - first, copied, annotations={LEFT_TO_LLVM: True})
 
-        return [_loop(end_row - first_row, row)]
+        return [loop(end_row - first_row, row)]
 
     def task(i: Any) -> tirx.Stmt:
         n, c = tirx.floordiv(i, channels), tirx.floormod(i, channels)
@@ -94,7 +95,7 @@ def pack_planes(geometry: ConvGeometry, lanes: int, parallel: bool) -> tirx.Prim
 
     kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
     # No block inside: nothing is left to schedule, and its accesses need no description.
-    root = SBlock([], [], [], "root", _loop(geometry.batch * channels, task, kind))
+    root = SBlock([], [], [], "root", loop(geometry.batch * channels, task, kind))
     body = SBlockRealize([], tirx.const(True, "bool"), root)
     attrs = tvm.ir.make_node("ir.DictAttrs", **{SCHEDULED: True, "tirx.noalias": True})
     return tirx.PrimFunc([x, p], body, None, attrs)
