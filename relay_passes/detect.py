@@ -10,18 +10,22 @@ import numpy as np
 import numpy.typing as npt
 from tvm.ir import IRModule
 
-from ..pack import kept_blocks
+from ..pack import kept_blocks, longest_first
 from ..pivot import gather_rows, natural_rows
 from ..schedules import tile_rule
 from ..schedules.depthwise import depthwise_cycles, depthwise_problem
+from ..schedules.lookup import can_look_up
 from ..schedules.problems import Epilogue, PlanesProblem, RowsProblem
 from ..targets import PivotTarget
+from ..windows import count_steps
 from .layers import Layer, Plan, PlannedLayer, find_layers
 
 # A sparse plan must promise at least this much: what the prediction is off by, about.
 MARGIN = 0.9
 # Cycles of one vector of the padded planes that all but a depthwise plan have to be given first.
 COPY_CYCLES = 4.5
+# Vectors of an input window: more find fewer zeros in a step, but take longer to search.
+WINDOWS = (2, 3)
 
 
 def detect(mod: IRModule, target: PivotTarget, *, sparse: bool = True) -> list[PlannedLayer]:
@@ -63,7 +67,9 @@ def rows_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> RowsProblem:
     """The layer as the rows kernel sees it."""
     n, k = layer.matrix.shape
     inputs = layer.row_inputs or 0
-    return RowsProblem(inputs, k, n, plan.row_blocks, plan.block_rows, plan.own_columns, epilogue)
+    return RowsProblem(
+        inputs, k, n, plan.row_blocks, plan.block_rows, plan.own_columns, epilogue, plan.window
+    )
 
 
 def plan_layer(layer: Layer, target: PivotTarget, sparse: bool) -> PlannedLayer:
@@ -96,11 +102,22 @@ def _candidates(layer: Layer, target: PivotTarget, keep_all: bool) -> Iterator[P
         plan = _blocks(masks, rows, "rows" if in_rows else "planes", keep_all)
         yield replace(plan, cycles=_cycles(layer, plan, target) + copies)
     if in_rows and not keep_all:
-        counts = np.sort(np.count_nonzero(layer.matrix, axis=1))[::-1]
-        slots = natural_rows(counts.size, target.lanes)
-        steps = int(counts[:: target.lanes].sum())
-        plan = Plan("rows", target.lanes, True, False, steps, 0.0, (slots,))
-        yield replace(plan, cycles=_cycles(layer, plan, target))
+        for plan in _own_columns(masks[0], target):
+            yield replace(plan, cycles=_cycles(layer, plan, target))
+
+
+def _own_columns(mask: npt.NDArray[np.bool_], target: PivotTarget) -> Iterator[Plan]:
+    """Every row with columns of its own: anywhere, or in the windows that the target can search."""
+    lanes = target.lanes
+    slots = longest_first(mask, lanes)
+    steps = int(np.count_nonzero(mask, axis=1)[slots].max(axis=1).sum())
+    plan = Plan("rows", lanes, True, False, steps, 0.0, (slots.ravel(),))
+    yield plan
+    if can_look_up(target):
+        for window in WINDOWS:
+            if window * lanes <= mask.shape[1]:
+                steps = count_steps(mask, lanes, window)
+                yield replace(plan, entries=steps, window=window)
 
 
 def _blocks(

@@ -67,6 +67,7 @@ class Plan:
         entries: packed entries (steps, with own columns).
         cycles: predicted cycles on one core.
         slots: the row in each slot of the row blocks, for each channel group (see `pivot`).
+        window: with own columns, vectors of the input that hold the columns of a step, or 0.
     """
 
     form: Literal["planes", "rows", "depthwise"]
@@ -76,6 +77,7 @@ class Plan:
     entries: int
     cycles: float
     slots: tuple[IntArray, ...] = ()
+    window: int = 0
 
     @property
     def row_blocks(self) -> int:

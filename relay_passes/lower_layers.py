@@ -18,6 +18,7 @@ from ..schedules.block_sparse_moves import schedule_planes, schedule_rows
 from ..schedules.depthwise import depthwise_kernel, depthwise_problem
 from ..schedules.pack_planes import pack_planes
 from ..targets import PivotTarget
+from ..windows import pack_windows
 from .detect import planes_problem, rows_problem
 from .epilogues import FusedLayer, fuse_epilogues
 from .feature_major import FeatureMajor
@@ -157,8 +158,14 @@ class _Lowering:
         problem = rows_problem(site.layer, plan, site.fused.epilogue)
         tile, _ = tile_rule(self.target).choose_rows(problem, plan.entries, self.target)
         packed: PackedWeight | SlicedWeight
+        more: tuple[IntArray, ...] = ()
         if plan.own_columns:
-            packed = pack_sliced(matrix, plan.block_rows, unroll=tile.unroll)
+            packed = (
+                pack_windows(matrix, plan.block_rows, plan.window, unroll=tile.unroll)
+                if plan.window
+                else pack_sliced(matrix, plan.block_rows, unroll=tile.unroll)
+            )
+            more = () if packed.starts is None else (packed.starts,)
         else:
             packed = pack(
                 matrix,
@@ -174,7 +181,7 @@ class _Lowering:
             lambda: schedule_rows(rows_kernel(problem, tile), problem, tile),
         )
         x = rw.reshape(site.x, (problem.inputs, problem.columns))
-        y = _call(rw, site, name, problem.output, x, packed, site.residual)
+        y = _call(rw, site, name, problem.output, x, packed, site.residual, more)
         return rw.reshape(y, site.shape)
 
     def _depthwise(self, rw: Rewriter, site: _Site) -> Expr:
@@ -230,7 +237,7 @@ def _call(
 
 def _kind(plan: Plan) -> str:
     if plan.own_columns:
-        return f"sell{plan.block_rows}"
+        return f"window{plan.window}_{plan.block_rows}" if plan.window else f"sell{plan.block_rows}"
     if plan.form == "depthwise":
         return "depthwise"
     return f"{'dense' if plan.keep_all else 'sparse'}_{plan.form}_{plan.block_rows}x1"

@@ -12,7 +12,8 @@ copied first, into a panel of aligned vectors: loads that straddle cache lines c
 planes that are a power of two apart evict each other.
 
 Rows form, for few input rows (matrix-vector): the vector runs over the R rows of a block, or over
-R rows with columns of their own, and only kept weights are read.
+R rows with columns of their own, and only kept weights are read. Where a step's columns lie in a
+window, a lookup in registers gathers them (see `lookup`).
 
 TE needs constant extents, so `p` runs to the longest possible row block while a function is
 scheduled; `finish` (in block_sparse_moves) then gives that loop its own length per row block and
@@ -52,16 +53,21 @@ class Kernel:
     walked: int = 0
 
 
-def _tables(blocks: int, rows: int, own_columns: bool = False, k_tiles: int = 1) -> dict[str, Any]:
+def _tables(
+    blocks: int, rows: int, own_columns: bool = False, k_tiles: int = 1, window: int = 0
+) -> dict[str, Any]:
     nnz = te.var("nnz", "int32")
     index_shape = (nnz, rows) if own_columns else (nnz,)
-    return {
+    tables = {
         "indptr": te.placeholder((k_tiles * blocks + 1,), "int32", name="indptr"),
-        "index": te.placeholder(index_shape, "int32", name="index"),
+        "index": te.placeholder(index_shape, "uint8" if window else "int32", name="index"),
         "weight": te.placeholder((nnz, rows), "float32", name="weight"),
         "rows": te.placeholder((blocks * rows,), "int32", name="rows"),
         "bias": te.placeholder((blocks * rows,), "float32", name="bias"),
     }
+    if window:
+        tables["starts"] = te.placeholder((nnz,), "int32", name="starts")
+    return tables
 
 
 def _stretch(i: Any, step: int, total: int, count: int | None = None) -> Any:
@@ -267,16 +273,19 @@ def rows_kernel(problem: RowsProblem, tile: RowsTile) -> Kernel:
     """The rows (matrix-vector) kernel.
 
     Arguments: X [inputs, columns], indptr, index, weight, rows, bias (see `PackedWeight` and,
-    with own columns, `SlicedWeight`), residual (if fused) and Y, both [inputs, rows].
+    with own columns, `SlicedWeight`), starts (with windows), residual (if fused) and Y, both
+    [inputs, rows].
     """
     r_, u_, m_ = problem.block_rows, tile.unroll, problem.inputs
-    tables = _tables(problem.row_blocks, r_, problem.own_columns)
+    tables = _tables(problem.row_blocks, r_, problem.own_columns, window=problem.window)
     x = te.placeholder((m_, problem.columns), "float32", name="X")
     p = te.reduce_axis((0, -(-problem.columns // u_)), name="p")
 
     def product(b: Any, m: Any, u: Any, r: Any) -> Any:
         entry = (tables["indptr"][b] + p) * u_ + u
         at = tables["index"][(entry, r) if problem.own_columns else entry]
+        if problem.window:
+            at = tables["starts"][entry] + at.astype("int32")
         return te.sum(tables["weight"][entry, r] * x[m, at], axis=p)
 
     acc = te.compute((problem.row_blocks, m_, u_, r_), product, name="acc")

@@ -12,6 +12,7 @@ from tvm.s_tir import SBlockRealize, Schedule
 
 from .block_sparse import OUTPUT, Kernel
 from .carried_sums import K_TILES, carry_sums
+from .lookup import look_up
 from .moves import few_tasks
 from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from .store_once import store_once
@@ -113,7 +114,12 @@ def schedule_rows(kernel: Kernel, problem: RowsProblem, tile: RowsTile) -> tirx.
     _accumulate(sch, outer, problem.block_rows, "pmuq")
     sch.unroll(m)
     sch.vectorize(r)
-    return finish(sch.mod["main"], kernel)
+    func = sch.mod["main"]
+    if problem.window:
+        params = {param.name: param for param in func.params}
+        body = look_up(func.body, params, problem.window)
+        func = tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
+    return finish(func, kernel)
 
 
 def finish(func: tirx.PrimFunc, kernel: Kernel) -> tirx.PrimFunc:

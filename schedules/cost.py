@@ -39,8 +39,14 @@ LATENCY_SHOWN = 0.42
 VISIT_CYCLES, REST_CYCLES, COPY_CYCLES = 4.8, 1.27, 2.15
 # Bytes between two lines that share a set of level 1, and of a line.
 SET_BYTES, LINE_BYTES = 4096, 64
-# Scalar gathers per cycle: what one entry costs when every row has columns of its own.
-GATHERS_PER_CYCLE = 1.0
+# The rows form, per step: alone and for every input row. With columns of its own in every row,
+# scalar gathers per cycle; with windows, what a step costs by itself, and for every input row the
+# multiply-add with what feeds it, and a vector of the window.
+ROWS_STEP, ROWS_INPUT = 0.7, 0.75
+GATHERS_PER_CYCLE = 1.2
+LOOKUP_STEP, LOOKUP_INPUT, LOOKUP_VECTOR = 2.0, 0.4, 0.52
+# Bytes per cycle from beyond level 2, where every byte is read once and little else is done.
+STREAMED_BYTES = 26.0
 
 
 def planes_cycles(
@@ -157,13 +163,16 @@ def _far_bytes(
 
 def rows_cycles(problem: RowsProblem, entries: int, target: PivotTarget) -> float:
     """Cycles on one core for a matrix-vector layer with `entries` packed entries (or steps)."""
-    vectors = -(-problem.block_rows // target.lanes)
-    if problem.own_columns:
-        data = 8.0 * problem.block_rows
-        step = max(problem.block_rows * problem.inputs / GATHERS_PER_CYCLE, 1.0)
+    r_, m_ = problem.block_rows, problem.inputs
+    if problem.window:
+        data = 5.0 * r_ + 4.0
+        step = LOOKUP_STEP + m_ * (LOOKUP_INPUT + LOOKUP_VECTOR * problem.window)
+    elif problem.own_columns:
+        data = 8.0 * r_
+        step = r_ * m_ / GATHERS_PER_CYCLE
     else:
-        data = 4.0 * (problem.block_rows + 1)
-        step = max(problem.inputs * vectors / target.fma_per_cycle, 1.0)
+        data = 4.0 * (r_ + 1)
+        step = ROWS_STEP + ROWS_INPUT * m_ * -(-r_ // target.lanes)
     far = data * entries > CACHE_SHARE * target.l2_bytes
-    per_step = max(step, data / FAR_BYTES) if far else step
-    return entries * per_step + problem.row_blocks * (LOOP_CYCLES + 2.0 * problem.block_rows)
+    per_step = _overlapped(step, data / STREAMED_BYTES) if far else step
+    return entries * per_step + problem.row_blocks * (LOOP_CYCLES + 2.0 * r_)

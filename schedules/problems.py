@@ -172,6 +172,8 @@ class RowsProblem:
         block_rows: R, rows per block, which is also the vector's length.
         own_columns: each row of a block has columns of its own (`SlicedWeight`).
         epilogue: what is fused behind the sum.
+        window: with own columns, vectors of the input that hold all columns of a step; 0: they
+            may lie anywhere.
     """
 
     inputs: int
@@ -181,6 +183,7 @@ class RowsProblem:
     block_rows: int
     own_columns: bool
     epilogue: Epilogue
+    window: int = 0
 
     @property
     def output(self) -> tuple[int, ...]:

@@ -160,6 +160,7 @@ def choose_rows(problem: RowsProblem, entries: int, target: PivotTarget) -> tupl
     """The rows kernel's tile for `entries` packed entries, and its predicted cycles."""
     cycles = rows_cycles(problem, entries, target)
     vectors = -(-problem.block_rows // target.lanes) * problem.inputs
-    unroll = max(1, int(target.fma_per_cycle * target.fma_latency) // (2 * vectors))
-    unroll = 1 << (min(unroll, 4).bit_length() - 1)
+    unroll = max(1, int(target.fma_per_cycle * target.fma_latency) // vectors)
+    # A lookup takes so long that two sums hide the latency of the multiply-add.
+    unroll = 1 << (min(unroll, 2 if problem.window else 4).bit_length() - 1)
     return RowsTile(unroll, target.cores > 1 and cycles > PARALLEL_CYCLES), cycles

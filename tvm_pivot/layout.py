@@ -78,21 +78,24 @@ class SlicedWeight:
     The sliced ELLPACK format (SELL-C-sigma, Kreutzer et al. 2014) with C = `lanes` and rows
     sorted by their number of non-zeros. Step s of slice b, ``indptr[b] <= s < indptr[b + 1]``,
     multiplies column ``index[s, l]`` by ``data[s, l]`` into output row ``rows[b * lanes + l]``.
+    With windows (see `pack_windows`), the column is ``starts[s] + index[s, l]``.
 
     Attributes:
         shape: (N, K) of the matrix.
         lanes: rows per slice.
         unroll: steps are padded to a multiple of this, and `indptr` counts such groups.
         indptr: int32 [slices + 1].
-        index: int32 [steps, lanes].
+        index: int32 [steps, lanes]; uint8 with windows.
         data: float32 [steps, lanes].
         rows: int32 [slices * lanes].
+        starts: int32 [steps], with windows; else None.
     """
 
     shape: tuple[int, int]
     lanes: int
     unroll: int
     indptr: IntArray
-    index: IntArray
+    index: IntArray | npt.NDArray[np.uint8]
     data: FloatArray
     rows: IntArray
+    starts: IntArray | None = None

@@ -18,7 +18,7 @@ def kept_blocks(mask: npt.NDArray[np.bool_], slots: IntArray, rows: int) -> npt.
     return kept
 
 
-def _even_stretches(counts: np.ndarray) -> np.ndarray:
+def even_stretches(counts: np.ndarray) -> np.ndarray:
     """An order of row blocks in which every stretch holds about the same work.
 
     Threads take contiguous stretches, so long and short row blocks alternate:
@@ -40,7 +40,8 @@ def column_tiles(columns: int, tiles: int, taps: int) -> IntArray:
     return tile
 
 
-def _padded_steps(counts: np.ndarray, unroll: int) -> IntArray:
+def padded_steps(counts: np.ndarray, unroll: int) -> IntArray:
+    """Where the row blocks of `counts` entries begin, in steps of `unroll`: int32 [blocks + 1]."""
     steps = -(-counts // unroll)
     return np.concatenate([[0], np.cumsum(steps)]).astype(np.int32)
 
@@ -84,7 +85,7 @@ def pack(
     mask = kept_blocks(weight != 0, slots, block.rows)
     if keep_all:
         mask = np.ones_like(mask)
-    walk = _even_stretches(mask.sum(axis=1))
+    walk = even_stretches(mask.sum(axis=1))
     mask = mask[walk]
     slots = slots.reshape(-1, block.rows)[walk]
     block_of, column = np.nonzero(mask)
@@ -94,7 +95,7 @@ def pack(
         order = np.argsort(segment, kind="stable")
         segment, block_of, column = segment[order], block_of[order], column[order]
     counts = np.bincount(segment, minlength=tiles * mask.shape[0])
-    indptr = _padded_steps(counts, unroll)
+    indptr = padded_steps(counts, unroll)
     first = np.concatenate([[0], np.cumsum(counts)])[:-1]
     place = indptr[segment] * unroll + np.arange(column.size) - first[segment]
     table = np.arange(k, dtype=np.int32) if columns is None else columns
@@ -132,16 +133,22 @@ def unpack(
     return weight
 
 
+def longest_first(mask: npt.NDArray[np.bool_], lanes: int) -> IntArray:
+    """The rows of `mask` [N, K] by their number of non-zeros: int32 [slices, lanes]."""
+    counts = np.count_nonzero(mask, axis=1)
+    order = np.argsort(-counts, kind="stable").astype(np.int32)
+    slots: IntArray = order[natural_rows(counts.size, lanes)].reshape(-1, lanes)
+    return slots
+
+
 def pack_sliced(weight: FloatArray, lanes: int, *, unroll: int = 1) -> SlicedWeight:
     """Pack `weight` float32 [N, K] as sliced ELLPACK; see `SlicedWeight`."""
     n, k = weight.shape
-    counts = (weight != 0).sum(axis=1)
-    order = np.argsort(-counts, kind="stable").astype(np.int32)
-    slots = order[natural_rows(n, lanes)].reshape(-1, lanes)
-    steps = counts[slots].max(axis=1)
-    walk = _even_stretches(steps)
+    slots = longest_first(weight != 0, lanes)
+    steps = np.count_nonzero(weight, axis=1)[slots].max(axis=1)
+    walk = even_stretches(steps)
     slots, steps = slots[walk], steps[walk]
-    indptr = _padded_steps(steps, unroll)
+    indptr = padded_steps(steps, unroll)
     total = int(indptr[-1]) * unroll
     index = np.zeros((total, lanes), np.int32)
     data = np.zeros((total, lanes), np.float32)
@@ -155,12 +162,15 @@ def pack_sliced(weight: FloatArray, lanes: int, *, unroll: int = 1) -> SlicedWei
 
 
 def unpack_sliced(packed: SlicedWeight) -> FloatArray:
-    """The matrix float32 [N, K] that was packed, bit for bit."""
+    """The matrix float32 [N, K] that was packed, with windows or without, bit for bit."""
     weight = np.zeros(packed.shape, np.float32)
     owner = np.repeat(np.arange(packed.indptr.size - 1), np.diff(packed.indptr) * packed.unroll)
     rows = packed.rows.reshape(-1, packed.lanes)[owner]
     real = packed.data != 0
-    weight[rows[real], packed.index[real]] = packed.data[real]
+    columns = packed.index.astype(np.int32)
+    if packed.starts is not None:
+        columns += packed.starts[:, None]
+    weight[rows[real], columns[real]] = packed.data[real]
     return weight
 
 
