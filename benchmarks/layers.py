@@ -63,7 +63,7 @@ def compiled(
     lib = tvm.compile(
         tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=target.to_tvm()
     )
-    packed, more = pack_planes_layer(layer, plan, tile)
+    packed, more = pack_planes_layer(layer, plan, problem, tile)
     bias = np.zeros(packed.rows.size, np.float32)
     out = tvm.runtime.tensor(np.zeros((1, problem.rows, problem.pixels), np.float32))
     tables = (packed.indptr, packed.index, packed.data, packed.rows, bias, *more)
