@@ -258,7 +258,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--runtimes", type=_names, default=list(RUNTIMES), help="names, with commas between them")
     add("--threads", type=lambda s: [int(n) for n in _names(s)], default=[1, 2], help="e.g. 1,2")
     add("--rounds", type=int, default=7, help="turns of each runtime; they take turns")
-    add("--minutes", type=float, default=29.0, help="start nothing that takes longer; 0: no limit")
+    add("--minutes", type=float, default=30.0, help="start nothing that takes longer; 0: no limit")
     add("--json", type=Path, default=RESULTS, help="write the results here")
     add("--html", type=Path, help="write a report here")
     add("--quick", action="store_true", help="two small networks, to see that all works")
