@@ -17,10 +17,11 @@ from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem
 # Cycles per stored vector, and around one ragged loop.
 STORE_CYCLES = 1.1
 LOOP_CYCLES = 4.0
-# A weight that is broadcast to a vector; a row of the input that is not aligned to vectors; a
-# load that is an instruction of its own (with one row per block the multiply-add does it).
+# A weight that is broadcast to a vector; a vector of the input that is not aligned, from level 1
+# and as a factor from level 2; a load that is an instruction of its own (with one row per block the
+# multiply-add does it).
 BROADCAST_CYCLES = 0.34
-UNALIGNED, UNALIGNED_FAR = 1.25, 1.9
+STRADDLING_NEAR, STRADDLING_FAR = 0.9, 1.25
 SEPARATE_LOAD = 1.25
 # How sharply the busier of two units hides the other: the exponent of their norm.
 OVERLAP = 4.0
@@ -82,7 +83,7 @@ def _step_cycles(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) 
     misses = min(1.0, max(0.0, panel / target.l1_bytes - 0.4))
     near, far = target.load_cycles
     if not problem.compact or problem.pixels % tile.lanes:
-        near, far = near * UNALIGNED, far * UNALIGNED_FAR
+        near, far = max(near, STRADDLING_NEAR), far * STRADDLING_FAR
     load = near * (1.0 - misses) + far * misses
     if r_ > 1:
         load *= SEPARATE_LOAD

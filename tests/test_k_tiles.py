@@ -253,3 +253,19 @@ def test_few_groups_of_pixels_are_shared_out_as_stretches_of_rows():
     tile, _ = choose_planes(problem, 104_857, four)
     assert tile.parallel
     assert tile.stretches * -(-64 // (tile.tiles * tile.width)) % 4 == 0
+
+
+@pytest.mark.parametrize("density", [0.1, 1.0])
+@pytest.mark.parametrize(("channels", "size"), [(64, 56), (128, 28), (256, 14)])
+def test_blocks_of_eight_rows_are_not_run_as_lower_ones(channels, size, density):
+    axis = AxisGeometry(size, 3, 1, 1, 1, 1)
+    g = ConvGeometry(1, channels, channels, axis, axis)
+    described = PRESETS["sapphire-rapids"]
+    cycles = {}
+    for rows in (16, 8, 4, 2):
+        blocks = channels // rows
+        # Of blocks of eight, one of sixteen is kept where either half is.
+        kept = 1 - (1 - density) ** 2 if rows == 16 else density
+        entries = round(blocks * channels * 9 * kept)
+        cycles[rows] = choose_planes(problem_of(g, rows, blocks), entries, described)[1]
+    assert min(cycles, key=cycles.get) == 8
