@@ -13,6 +13,7 @@ from tvm.ir import IRModule
 from ..pack import kept_blocks, longest_first
 from ..pivot import gather_rows, natural_rows
 from ..schedules import tile_rule
+from ..schedules.cost import PACK_CYCLES
 from ..schedules.depthwise import depthwise_cycles, depthwise_problem
 from ..schedules.lookup import can_look_up
 from ..schedules.problems import Epilogue, PlanesProblem, RowsProblem
@@ -22,8 +23,6 @@ from .layers import Layer, Plan, PlannedLayer, find_layers
 
 # A sparse plan must promise at least this much: what the prediction is off by, about.
 MARGIN = 0.9
-# Cycles of one vector of the padded planes that all but a depthwise plan have to be given first.
-COPY_CYCLES = 4.5
 # Vectors of an input window: more find fewer zeros in a step, but take longer to search.
 WINDOWS = (2, 3)
 
@@ -94,7 +93,7 @@ def _candidates(layer: Layer, target: PivotTarget, keep_all: bool) -> Iterator[P
     problem = depthwise_problem(layer.geometry, Epilogue(), target)
     copies = 0.0
     if problem is not None:
-        copies = COPY_CYCLES * layer.geometry.batch * layer.geometry.image_floats / target.lanes
+        copies = PACK_CYCLES * layer.geometry.batch * layer.geometry.image_floats / target.lanes
         if keep_all:
             plan = _blocks(masks, 1, "depthwise", keep_all)
             yield replace(plan, cycles=depthwise_cycles(problem, target))

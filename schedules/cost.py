@@ -38,6 +38,8 @@ FREE_SHARE, MISSES_PER_SHARE = 0.17, 0.23
 LATENCY_SHOWN = 0.42
 # A row block's loop in one K tile; an accumulator that rests between two; a vector of a panel.
 VISIT_CYCLES, REST_CYCLES, COPY_CYCLES = 4.8, 1.27, 2.15
+# A vector of the padded planes that all but a depthwise plan have to be given first.
+PACK_CYCLES = 4.5
 # Bytes between two lines that share a set of level 1, and of a line.
 SET_BYTES, LINE_BYTES = 4096, 64
 # The rows form, per step: alone and for every input row. With columns of its own in every row,
