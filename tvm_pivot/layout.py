@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,50 @@ class BlockShape:
 
     def __str__(self) -> str:
         return f"{self.rows}x{self.cols}"
+
+
+@dataclass(frozen=True, eq=False)
+class Permutation:
+    """An order of the rows, columns or channels of something: position i holds what was `order[i]`.
+
+    Raises:
+        ValueError: if `order` does not hold each of 0 .. n - 1 once.
+    """
+
+    order: IntArray
+
+    def __post_init__(self) -> None:
+        order = np.asarray(self.order, np.int32)
+        if order.ndim != 1 or not np.array_equal(np.sort(order), np.arange(order.size)):
+            raise ValueError("a permutation holds each of 0 .. n - 1 once")
+        object.__setattr__(self, "order", order)
+
+    @staticmethod
+    def identity(size: int) -> Permutation:
+        """The order in which nothing moves."""
+        return Permutation(np.arange(size, dtype=np.int32))
+
+    @property
+    def size(self) -> int:
+        return self.order.size
+
+    @property
+    def is_identity(self) -> bool:
+        return np.array_equal(self.order, np.arange(self.size))
+
+    def inverse(self) -> Permutation:
+        """The one that undoes this one."""
+        order = np.empty_like(self.order)
+        order[self.order] = np.arange(self.size, dtype=np.int32)
+        return Permutation(order)
+
+    def then(self, other: Permutation) -> Permutation:
+        """This one, and `other` on what it gives."""
+        return Permutation(self.order[other.order])
+
+    def apply(self, array: npt.NDArray[Scalar], axis: int = 0) -> npt.NDArray[Scalar]:
+        """The array with its entries along `axis` in this order."""
+        return np.take(array, self.order, axis=axis)
 
 
 @dataclass(frozen=True, eq=False)
