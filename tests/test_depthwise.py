@@ -14,11 +14,11 @@ import tvm_pivot
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
 from tvm_pivot.schedules.depthwise import depthwise_problem
 from tvm_pivot.schedules.problems import Epilogue
-from tvm_pivot.targets import PRESETS, missing_features, resolve
+from tvm_pivot.targets import PRESETS, missing_features, needed_features, resolve
 
 HOST = replace(resolve("x86"), cores=2)
 TARGETS = [HOST, PRESETS["x86-avx2"], replace(HOST, cores=1, lanes=4)]
-TARGETS = [target for target in TARGETS if not missing_features(target)]
+TARGETS = [target for target in TARGETS if not missing_features(needed_features(target))]
 
 
 @st.composite

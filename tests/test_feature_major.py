@@ -20,7 +20,7 @@ from tvm_pivot.relay_passes import PHASES, Compilation
 from tvm_pivot.relay_passes.axis_order import permuted, reshaped, row_major, transposition
 from tvm_pivot.relay_passes.feature_major import FeatureMajor
 from tvm_pivot.relay_passes.graph import MAIN, live_bindings, op_name
-from tvm_pivot.targets import missing_features, resolve
+from tvm_pivot.targets import missing_features, needed_features, resolve
 
 Array = NDArray[np.float64]
 EXTENTS = st.sampled_from([1, 1, 2, 3, 4, 6])
@@ -199,7 +199,7 @@ def test_attention(
 
 def test_attention_for_narrow_vectors() -> None:
     target = "x86-avx2"
-    if missing_features(resolve(target)):
+    if missing_features(needed_features(resolve(target))):
         pytest.skip("this machine cannot run it")
     net, sizes = Attention(2, 3, 24, "keys", True), (2, 43, 29)
     check(net.module(*sizes), net.reference, *net.inputs(*sizes), target=target)

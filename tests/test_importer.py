@@ -15,7 +15,8 @@ from importer_oracle import dense, random, run
 from tvm import relax
 
 from tvm_pivot.errors import ModelImportError
-from tvm_pivot.importer import TensorSpec, import_model
+from tvm_pivot.importer import import_model
+from tvm_pivot.tensors import TensorSpec
 
 # --- torch
 

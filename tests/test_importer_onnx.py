@@ -13,7 +13,8 @@ from importer_oracle import I64, check, constants, dense, make, random, run, val
 from onnx import helper, numpy_helper
 
 from tvm_pivot.errors import ModelImportError
-from tvm_pivot.importer import TensorSpec, import_model
+from tvm_pivot.importer import import_model
+from tvm_pivot.tensors import TensorSpec
 
 
 def test_path_and_proto_give_the_same_model(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from tvm_pivot.errors import InputError, PivotError
@@ -113,13 +114,13 @@ def test_an_aligned_input_is_used_in_place_and_any_other_is_copied(
 ) -> None:
     net = tiny.relu(LARGE)
     lent: list[int] = []
-    from_dlpack = tvm.runtime.from_dlpack
+    from_dlpack = tvm_ffi.from_dlpack
 
-    def watched(array: Any) -> Any:
+    def watched(array: Any, **demands: Any) -> Any:
         lent.append(array.__array_interface__["data"][0])
-        return from_dlpack(array)
+        return from_dlpack(array, **demands)
 
-    monkeypatch.setattr(tvm.runtime, "from_dlpack", watched)
+    monkeypatch.setattr(tvm_ffi, "from_dlpack", watched)
     x = shifted(np.ones((1, LARGE), np.float32), 0)
     y = net.run(x)
     assert lent == [x.__array_interface__["data"][0]]

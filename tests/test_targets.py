@@ -11,7 +11,7 @@ import tvm
 
 from tvm_pivot import targets
 from tvm_pivot.errors import UnsupportedTargetError
-from tvm_pivot.targets import PRESETS, detect_host, missing_features, resolve
+from tvm_pivot.targets import PRESETS, detect_host, missing_features, needed_features, resolve
 
 X86 = sorted(name for name, target in PRESETS.items() if target.family == "x86")
 
@@ -92,6 +92,7 @@ def fake_host(monkeypatch: pytest.MonkeyPatch, cpu: str, *hidden: str) -> None:
         "target.llvm_get_system_cpu": lambda: cpu,
     }
     monkeypatch.setattr(tvm, "get_global_func", lambda name: fakes.get(name) or real(name))
+    monkeypatch.setattr(targets, "_linux_features", frozenset)
 
 
 AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
@@ -116,7 +117,7 @@ def test_hosts(
     fake_host(monkeypatch, cpu, *hidden)
     host = detect_host()
     assert (host.name, host.family, host.lanes, host.tvm["mcpu"]) == ("x86", "x86", lanes, mcpu)
-    assert missing_features(host) == ()
+    assert missing_features(needed_features(host)) == ()
     assert host.cores >= 1
 
 
@@ -132,10 +133,12 @@ def test_hosts_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_features(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_host(monkeypatch, "haswell")
-    assert missing_features(PRESETS["x86-avx2"]) == ()
-    assert missing_features(PRESETS["x86-avx512"]) == tuple(sorted(AVX512))
+    assert missing_features(needed_features(PRESETS["x86-avx2"])) == ()
+    assert missing_features(needed_features(PRESETS["x86-avx512"])) == tuple(sorted(AVX512))
     extra = {"kind": "llvm", "mcpu": "haswell", "mattr": ["+avxvnni", "-fma"]}
-    assert missing_features(replace(PRESETS["x86-avx2"], tvm=extra)) == ("avxvnni",)
+    assert missing_features(needed_features(replace(PRESETS["x86-avx2"], tvm=extra))) == (
+        "avxvnni",
+    )
 
 
 def write_cache(folder: Any, level: int, kind: str, size: str) -> None:

@@ -10,10 +10,10 @@ import tvm
 from tvm import relax, te
 
 from tvm_pivot.artifact import Manifest
-from tvm_pivot.importer import TensorSpec
 from tvm_pivot.report import LayerReport, Report
 from tvm_pivot.session import Session
 from tvm_pivot.targets import PivotTarget, resolve
+from tvm_pivot.tensors import TensorSpec
 
 LAYER = LayerReport(
     name="conv1",

@@ -28,18 +28,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-import tvm
-from tvm import relax
-
-from . import schema
-from .errors import ArtifactError, PivotError, UnsupportedTargetError
-from .importer import TensorSpec
+from . import runtime, schema
+from .errors import ArtifactError, PivotError
 from .report import Report
 from .session import Session
-from .targets import PivotTarget, missing_features
+from .targets import PivotTarget, missing_features, needed_features
+from .tensors import TensorSpec
 from .threads import check_count
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST, _LIBRARY = "manifest.json", "lib.so"
 _MANIFEST_LIMIT = 16 << 20
 _LIBRARY_LIMIT = 8 << 30
@@ -69,6 +66,7 @@ class Manifest:
         package_version: the tvm_pivot that compiled it.
         tvm_version: the TVM that compiled it.
         target: the machine it was compiled for.
+        features: instruction sets that the library may use, by LLVM's names.
         inputs: name, shape and dtype of each input, in order.
         outputs: the same for the outputs.
         report: what was done to each layer.
@@ -78,6 +76,7 @@ class Manifest:
     package_version: str
     tvm_version: str
     target: PivotTarget
+    features: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     report: Report
@@ -96,7 +95,9 @@ class Manifest:
             package = version("tvm-pivot")
         except PackageNotFoundError:  # run from a source tree
             package = "unknown"
-        return cls(name, package, str(tvm.__version__), target, inputs, outputs, report)
+        features = needed_features(target)
+        made_with = runtime.tvm_version()
+        return cls(name, package, made_with, target, features, inputs, outputs, report)
 
     def to_json(self, *, indent: int | None = None) -> str:
         """The manifest as JSON text; `from_json` reads it back to an equal manifest."""
@@ -137,12 +138,13 @@ def save(path: str | os.PathLike[str], library: Any, manifest: Manifest) -> Path
         ArtifactError: the library cannot be linked, or the file cannot be written.
     """
     path = Path(path)
-    if not isinstance(library, relax.VMExecutable | Path):
+    linked = isinstance(library, Path)
+    if not linked and not runtime.is_executable(library):
         raise ArtifactError("this session was made from a bare TVM module: export that instead")
     if not path.parent.is_dir():
         raise ArtifactError(f"cannot write {path}: there is no directory {path.parent}")
     with tempfile.TemporaryDirectory(prefix="tvm-pivot-") as scratch:
-        if isinstance(library, relax.VMExecutable):
+        if not linked:
             exported = Path(scratch, _LIBRARY)
             try:
                 with _no_scope_lines():
@@ -269,7 +271,7 @@ def _check_format(text: bytes) -> None:
 
 def _check_host(manifest: Manifest) -> None:
     """Refuse code that this TVM or this CPU cannot run."""
-    made, here = manifest.tvm_version, str(tvm.__version__)
+    made, here = manifest.tvm_version, runtime.tvm_version()
     # The format of VM byte code and the runtime's interface change between minor versions.
     if made.split(".")[:2] != here.split(".")[:2]:
         raise ArtifactError(f"made with TVM {made}, this is TVM {here}: build it again")
@@ -279,13 +281,7 @@ def _check_host(manifest: Manifest) -> None:
             f"made for target {target.name!r} ({target.family}), "
             f"which this {platform.machine()} machine cannot run"
         )
-    try:
-        target.to_tvm()
-        missing = missing_features(target)
-    except UnsupportedTargetError as e:
-        raise ArtifactError(str(e)) from e
-    except Exception as e:  # TVM's own complaint about a target it cannot read
-        raise ArtifactError(f"target {target.name!r} is not valid: {e}") from e
+    missing = missing_features(manifest.features)
     if missing:
         raise ArtifactError(
             f"made for target {target.name!r}, whose code may use {', '.join(missing)}; "
@@ -311,7 +307,7 @@ def _read_at_most(source: IO[bytes], left: int) -> bytes:
 def _start(path: Path, library: Path, manifest: Manifest, threads: int | None) -> Session:
     try:
         with _no_scope_lines():
-            module = tvm.runtime.load_module(str(library))
+            module = runtime.load_module(library)
         return Session(module, manifest, threads=threads, library_file=library)
     except PivotError as e:
         raise ArtifactError(f"{path}: {e}") from e

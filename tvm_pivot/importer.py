@@ -13,17 +13,9 @@ from tvm import IRModule, relax, tirx
 
 from .errors import ModelImportError
 from .importer_common import DeclaredInput, Shapes, bind_shapes, brief, check_size
+from .tensors import TensorSpec
 
 Imported = tuple[IRModule, list[str], list[str], str]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output of a model: the user's name for it, its static shape and its dtype."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True)

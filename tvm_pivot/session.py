@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import tvm
-from tvm import relax
 
+from . import runtime
 from . import threads as thread_pool
 from .errors import InputError, PivotError
+from .tensors import TensorSpec
 
 if TYPE_CHECKING:
     from .artifact import Manifest
-    from .importer import TensorSpec
     from .report import Report
 
 Array = npt.NDArray[Any]
+
+_ffi = runtime.ffi()
 
 # Compiled code uses vector loads that fault on less aligned data.
 _ALIGNMENT = 64
@@ -53,8 +54,8 @@ class Session:
         """Wrap a compiled library.
 
         Args:
-            library: a `relax.VMExecutable`, or the `tvm.runtime.Module` of an exported one,
-                with a function ``main``.
+            library: a `relax.VMExecutable`, or the `tvm_ffi.Module` of an exported one, with a
+                function ``main``.
             manifest: describes the library; its inputs must be those of ``main``.
             threads: see `set_threads`; None means `threads.default_count()`.
             library_file: where `library` was loaded from, for a later `export`.
@@ -70,13 +71,13 @@ class Session:
         self.report: Report = manifest.report
         self._library = library
         self._library_file = library_file
-        self._module = library.jit() if isinstance(library, relax.VMExecutable) else library
+        self._module = runtime.link(library)
         self._threads = thread_pool.default_count()
         self._threads_required = False
         if threads is not None:
             self.set_threads(threads)
         for spec in (*self.inputs, *self.outputs):
-            _numpy_dtype(spec)
+            spec.numpy_dtype()
         self._arity = len(self.inputs)
         self._copy_output: tuple[bool, ...] | None = None
         self._lock = threading.Lock()  # held while a thread makes its runner, never to run
@@ -86,8 +87,8 @@ class Session:
         # else it comes from the compiler, and linking takes seconds that `export` does not need
 
     def __repr__(self) -> str:
-        takes = ", ".join(map(_describe, self.inputs))
-        gives = ", ".join(map(_describe, self.outputs))
+        takes = ", ".join(map(str, self.inputs))
+        gives = ", ".join(map(str, self.outputs))
         return f"<tvm_pivot.Session {self.manifest.name!r}: ({takes}) -> ({gives})>"
 
     def run(self, /, *args: Any, **named: Any) -> Any:
@@ -153,13 +154,13 @@ class Session:
 
         return artifact.save(path, self._library_file or self._library, self.manifest)
 
-    def virtual_machine(self) -> relax.VirtualMachine:
+    def virtual_machine(self) -> Any:
         """A Relax virtual machine of its own for the network, for tools that watch its steps.
 
-        It shares the weights; its ``main`` takes tensors in the order of `inputs` and runs on
-        the calling thread's TVM pool, which `run` sets to `threads`.
+        It is a `tvm_ffi.Module` and shares the weights; its ``main`` takes tensors in the order
+        of `inputs` and runs on the calling thread's TVM pool, which `run` sets to `threads`.
         """
-        return relax.VirtualMachine(self._module, tvm.cpu())
+        return runtime.start(self._module)
 
     def _new_runner(self) -> _Runner:
         with self._lock:
@@ -171,7 +172,7 @@ class Session:
         if len(args) == 1 and not named and type(args[0]) is dict:
             named, args = args[0], ()
         names = [spec.name for spec in self.inputs]
-        expected = f"the network takes {', '.join(map(_describe, self.inputs)) or 'no inputs'}"
+        expected = f"the network takes {', '.join(map(str, self.inputs)) or 'no inputs'}"
         if len(args) > len(names):
             raise InputError(f"{len(args)} inputs given; {expected}")
         for name in named:
@@ -209,11 +210,11 @@ class _Runner:
 
     __slots__ = ("_main", "_vm", "slots")
 
-    def __init__(self, module: tvm.runtime.Module, inputs: Sequence[TensorSpec]) -> None:
-        self._vm = relax.VirtualMachine(module, tvm.cpu())
+    def __init__(self, module: Any, inputs: Sequence[TensorSpec]) -> None:
+        self._vm = runtime.start(module)
         try:
             self._main = self._vm["main"]
-            arity = self._vm.module["get_function_arity"]("main")
+            arity = self._vm["get_function_arity"]("main")
         except (AttributeError, RuntimeError) as e:
             raise PivotError(f"the library has no function 'main': {e}") from e
         if arity != len(inputs):
@@ -226,7 +227,7 @@ class _Runner:
             result = self._main(*tensors)
         except Exception as e:
             raise PivotError(f"the network failed while running: {e}") from e
-        return (result,) if isinstance(result, tvm.runtime.Tensor) else result
+        return (result,) if isinstance(result, _ffi.Tensor) else result
 
 
 class _Slot:
@@ -237,7 +238,7 @@ class _Slot:
     def __init__(self, spec: TensorSpec) -> None:
         self.spec = spec
         self.shape = tuple(spec.shape)
-        self.dtype = _numpy_dtype(spec)
+        self.dtype = spec.numpy_dtype()
         self._tensor: Any = None
         self._view: Array | None = None
 
@@ -253,9 +254,9 @@ class _Slot:
             and x.flags.writeable  # NumPy does not lend read-only memory
             and _address(x) % _ALIGNMENT == 0
         ):
-            return tvm.runtime.from_dlpack(x)
+            return _ffi.from_dlpack(x, require_alignment=_ALIGNMENT, require_contiguous=True)
         if self._view is None:
-            self._tensor = tvm.runtime.empty(self.shape, self.spec.dtype)
+            self._tensor = runtime.empty(self.shape, self.spec.dtype)
             self._view = np.from_dlpack(self._tensor)
         self._view[...] = x
         return self._tensor
@@ -279,21 +280,11 @@ class _Slot:
         )
 
     def _mismatch(self, x: Array) -> InputError:
-        message = f"input {self.spec.name!r}: expected {_describe(self.spec, False)}, "
+        message = f"input {self.spec.name!r}: expected {self.spec.form}, "
         message += f"got {x.dtype} {list(x.shape)}"
         if x.dtype != self.dtype:
             message += f"; convert it with .astype({self.spec.dtype!r})"
         return InputError(message)
-
-
-def _numpy_dtype(spec: TensorSpec) -> np.dtype[Any]:
-    try:
-        dtype = np.dtype(spec.dtype)
-    except TypeError:
-        dtype = None
-    if dtype is None or dtype.isbuiltin != 1:  # bfloat16 & co. of ml_dtypes have no DLPack
-        raise PivotError(f"{spec.name!r}: NumPy has no dtype {spec.dtype!r}")
-    return dtype
 
 
 def _to_numpy(tensor: Any, copy: bool) -> Array:
@@ -305,8 +296,3 @@ def _to_numpy(tensor: Any, copy: bool) -> Array:
 def _address(array: Array) -> int:
     address: int = array.__array_interface__["data"][0]
     return address
-
-
-def _describe(spec: TensorSpec, with_name: bool = True) -> str:
-    text = f"{spec.dtype} {list(spec.shape)}"
-    return f"{spec.name!r} {text}" if with_name else text

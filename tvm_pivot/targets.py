@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -135,24 +136,57 @@ def _cache_bytes(level: int, default: int) -> int:
 # Instruction sets LLVM uses by itself for arithmetic. CPU descriptions list others too (sgx, pku,
 # clzero, ...) which code like ours never contains and which virtual machines often hide.
 _USED_BY_CODE = ("sse", "ssse", "avx", "fma", "f16c", "bmi", "lzcnt", "movbe", "popcnt", "gfni")
+# What Linux calls them, apart from dots and underscores.
+_LINUX_NAMES = {"sse3": "pni", "bmi": "bmi1", "lzcnt": "abm"}
 
 
-def missing_features(target: PivotTarget) -> tuple[str, ...]:
-    """Instruction sets that code for `target` may contain and this x86 machine cannot run.
+def needed_features(target: PivotTarget) -> tuple[str, ...]:
+    """Instruction sets that x86 code for `target` may contain, by LLVM's names."""
+    import tvm
+
+    if target.family != "x86":
+        return ()
+    known = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    spec = {key: target.tvm[key] for key in ("kind", "mcpu", "mtriple") if key in target.tvm}
+    listed = tvm.get_global_func("target.llvm_get_cpu_features")(tvm.target.Target(spec))
+    needed = {str(name) for name in listed if str(name) in known}
+    for change in target.tvm.get("mattr", ()):
+        (needed.add if change[0] == "+" else needed.discard)(change[1:])
+    return tuple(sorted(f for f in needed if f.startswith(_USED_BY_CODE)))
+
+
+def missing_features(needed: Iterable[str]) -> tuple[str, ...]:
+    """Those instruction sets that this x86 machine cannot run.
 
     What a CPU model has and what the machine offers differ: a virtual machine may hide
     AVX-512 and still report the model's name.
     """
+    offered = _linux_features()
+    doubtful = [f for f in needed if _LINUX_NAMES.get(f, _plain(f)) not in offered]
+    if not doubtful:
+        return ()  # without TVM's compiler, which takes a second to load
     import tvm
 
     host = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
-    offered = {str(name) for name, present in host.items() if present}
-    spec = {key: target.tvm[key] for key in ("kind", "mcpu", "mtriple") if key in target.tvm}
-    listed = tvm.get_global_func("target.llvm_get_cpu_features")(tvm.target.Target(spec))
-    needed = {str(name) for name in listed if str(name) in host}
-    for change in target.tvm.get("mattr", ()):
-        (needed.add if change[0] == "+" else needed.discard)(change[1:])
-    return tuple(sorted(f for f in needed - offered if f.startswith(_USED_BY_CODE)))
+    return tuple(sorted(f for f in doubtful if not host.get(f, False)))
+
+
+def _plain(name: str) -> str:
+    return name.replace(".", "").replace("_", "")
+
+
+def _linux_features() -> frozenset[str]:
+    """The flags of this machine's CPU as Linux reports them; none elsewhere."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            flags = next((line for line in f if line.startswith("flags")), "")
+    except OSError:
+        return frozenset()
+    return frozenset(map(_plain, flags.partition(":")[2].split()))
+
+
+def _lacks(target: PivotTarget) -> bool:
+    return bool(missing_features(needed_features(target)))
 
 
 def detect_host() -> PivotTarget:
@@ -168,11 +202,11 @@ def detect_host() -> PivotTarget:
         raise UnsupportedTargetError(f"target 'x86' needs an x86-64 host; this one is {machine}")
     mcpu = str(tvm.get_global_func("target.llvm_get_system_cpu")())
     presets = (PRESETS["x86-avx512"], PRESETS["x86-avx2"])
-    base = next((preset for preset in presets if not missing_features(preset)), None)
+    base = next((preset for preset in presets if not _lacks(preset)), None)
     if base is None:
         raise UnsupportedTargetError(f"this CPU ({mcpu}) has no AVX2, which target 'x86' needs")
     host = {"kind": "llvm", "mcpu": mcpu}
-    if missing_features(replace(base, tvm=host)):  # hidden by a virtual machine
+    if _lacks(replace(base, tvm=host)):  # hidden by a virtual machine
         host = base.tvm
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return replace(

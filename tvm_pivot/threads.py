@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 
+from . import runtime
 from .errors import PivotError
 
 # ThreadGroup::kSpecifyThreadShareAllCore: all threads may run on all of the CPUs given.
@@ -70,14 +71,12 @@ def configure(count: int, *, required: bool) -> None:
     Raises:
         PivotError: TVM made this thread's pool before tvm_pivot could, and it is too small.
     """
-    import tvm
-
     os.environ.setdefault(*_SPIN)
     cpus = [str(cpu) for cpu in _usable_cpus()]
     # The pool, if this call makes it, gets as many workers as there are entries.
     entries = cpus * -(-count // len(cpus))
-    tvm.get_global_func("runtime.config_threadpool")(_SHARE_CPUS, count, entries)
-    got = int(tvm.get_global_func("runtime.NumThreads")())
+    runtime.function("runtime.config_threadpool")(_SHARE_CPUS, count, entries)
+    got = int(runtime.function("runtime.NumThreads")())
     if got != count and required:
         raise PivotError(
             f"{count} threads asked for, but TVM already made a pool of {got} on this thread; "

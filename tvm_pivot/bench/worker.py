@@ -73,7 +73,7 @@ class Server:
 
     def __init__(self, runtime: str, threads: int, precision: str) -> None:
         self.closed = False
-        self._make: Callable[[], Any] = lambda: _make(load_class(runtime), threads, precision)
+        self._make: Callable[[], Any] = lambda: load_class(runtime)(threads, precision)
         self._runtime: Any = None
         self._actions: dict[str, Callable[..., dict[str, Any]]] = {
             "version": self._version,
@@ -172,12 +172,6 @@ class Server:
         self.closed = True
         self._runtime.close()
         return {}
-
-
-def _make(adapter: Any, threads: int, precision: str) -> Any:
-    for module in adapter.hides:
-        sys.modules[module] = None  # type: ignore[assignment]
-    return adapter(threads, precision)
 
 
 def load_class(runtime: str) -> Any:

@@ -21,15 +21,12 @@ class Pivot(Runtime):
     environment = Environment(None, (), ("tvm_pivot",))
     skips_zeros = True
 
-    # TVM imports torch wherever it finds it, 200 MB that a deployed network does without.
-    hides = ("torch",)
-
     sparse: ClassVar[bool] = True
 
     @property
     def version(self) -> str:
         import tvm_pivot
-        import tvm_pivot.artifact  # what loads a model, with TVM: none of that is the model's own
+        import tvm_pivot.artifact  # with TVM's runtime: none of it is the model's own
 
         return tvm_pivot.__version__
 

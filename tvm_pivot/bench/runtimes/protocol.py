@@ -56,7 +56,6 @@ class Runtime(ABC):
         converter: where `convert` runs; None means in `environment`.
         precisions: what it can compute in: ``"fp32"``, ``"bf16"``.
         skips_zeros: whether it claims to be faster for zeros, so that each density matters.
-        hides: modules that cannot be imported in its processes, as where it is deployed.
         threads: how many threads it was asked to use.
         precision: what it was asked to compute in.
     """
@@ -67,7 +66,6 @@ class Runtime(ABC):
     converter: ClassVar[Environment | None] = None
     precisions: ClassVar[tuple[str, ...]] = (FP32,)
     skips_zeros: ClassVar[bool] = False
-    hides: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, threads: int = 1, precision: str = FP32) -> None:
         if precision not in self.precisions:
