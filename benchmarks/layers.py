@@ -90,14 +90,15 @@ def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, l
     return times
 
 
-def measure(shape: tuple[int, int, int], rows: int, density: float, rounds: int) -> dict[str, Any]:
+def measure(
+    shape: tuple[int, int, int], rows: int, density: float, rounds: int, target: PivotTarget
+) -> dict[str, Any]:
     """One line of the table: minima and medians in microseconds."""
     m, k, n = shape
     rng = np.random.default_rng([m, k, n, rows, round(1000 * density)])
     mask = block_mask(rng, n, k, rows, density)
     weight = np.where(mask, rng.standard_normal((n, k)), 0).astype(np.float32)
     x = rng.standard_normal((k, m)).astype(np.float32)
-    target = replace(resolve("x86"), cores=1)
     geometry = ConvGeometry(1, k, n, AxisGeometry(1, 1), AxisGeometry(m, 1))
     layer = Layer(relax.Var("layer"), "dense", (k, n), weight, geometry)
     plans = {
@@ -139,12 +140,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--target", default="x86", help="for our kernels; torch picks its own")
     args = parser.parse_args()
+    target = replace(resolve(args.target), cores=1)
     torch.set_num_threads(1)
     results = []
     print(
         f"1 thread, fp32, tvm {tvm.__version__}, torch {torch.__version__}, "
-        f"{resolve('x86').tvm['mcpu']}; minima of {args.rounds} turns of {TIMED}; us"
+        f"{target.tvm['mcpu']}, {target.lanes} lanes; minima of {args.rounds} turns of {TIMED}; us"
     )
     print(
         " pixels     K     N  block  density  torch  own dense  sparse  speed-up  of linear  "
@@ -152,7 +155,7 @@ def main() -> int:
     )
     for rows, density in CASES:
         for shape in SHAPES:
-            r = measure(shape, rows, density, args.rounds)
+            r = measure(shape, rows, density, args.rounds, target)
             results.append(r)
             print(
                 f"{r['pixels']:7d} {r['K']:5d} {r['N']:5d} {r['block']:>6} {r['density']:8.3f} "
@@ -174,7 +177,7 @@ def main() -> int:
     if args.json:
         facts = {
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": "python benchmarks/layers.py",
+            "command": f"python benchmarks/layers.py --target {args.target}",
             "machine": asdict(describe_machine()),
             "versions": {"tvm": tvm.__version__, "torch": torch.__version__},
             "precision": "fp32",

@@ -29,10 +29,10 @@ LEAST_ROW_BLOCKS = 16
 
 
 def _vectors(block_rows: int, target: PivotTarget) -> int:
-    """How many vectors P fit the registers beside R x P accumulators."""
+    """How many vectors P fit the registers with their R x P accumulators and a weight."""
     if block_rows == 1:
         return min(MOST_VECTORS, target.registers - 2)
-    fit = (target.registers - 2) // (block_rows + 1)
+    fit = (target.registers - 1) // (block_rows + 1)
     return max(1, min(MOST_VECTORS, fit))
 
 
