@@ -25,8 +25,9 @@ STRADDLING_NEAR, STRADDLING_FAR = 0.9, 1.25
 SEPARATE_LOAD = 1.25
 # How sharply the busier of two units hides the other: the exponent of their norm.
 OVERLAP = 4.0
-# Cycles of one squeezed vector: an unaligned load, the epilogue, a store that may be partial.
-SQUEEZE_CYCLES = 4.0
+# Cycles of one squeezed vector: an unaligned load, the epilogue, a store that may be partial. And of
+# one that lies where it should.
+SQUEEZE_CYCLES, WHOLE_CYCLES = 4.0, 2.0
 # Bytes per cycle from beyond level 2 (prefetched), and how much of a cache one operand can use.
 FAR_BYTES = 80.0
 CACHE_SHARE = 0.7
@@ -71,7 +72,10 @@ def planes_cycles(
     if not problem.compact:
         lanes = min(tile.lanes, 1 << (problem.width.bit_length() - 1))
         pieces = -(-problem.width // lanes) * tile.group_rows
-        cycles += SQUEEZE_CYCLES * problem.batch * groups * problem.row_blocks * r_ * pieces
+        adjacent = tile.group_rows == 1 or tile.panel_pitch == problem.width
+        whole = adjacent and problem.width % tile.lanes == 0
+        each = WHOLE_CYCLES if whole else SQUEEZE_CYCLES
+        cycles += each * problem.batch * groups * problem.row_blocks * r_ * pieces
     far = _far_bytes(problem, tile, entries, groups, group_floats, target)
     return cycles + far / FAR_BYTES
 

@@ -23,6 +23,8 @@ L1_SHARES = (0.35, 0.5, 0.7, 1.0, 1.4)
 MOST_K_TILED_ROWS = 4
 MOST_K_TILED_TILES = 4
 MOST_PANEL_TILES = 2
+# Higher blocks read a panel of all columns, where whole register tiles cover its rows exactly.
+MOST_WHOLE_PANEL_TILES = 8
 # Tasks per core that even out what they differ in; a task has at least so many row blocks.
 EVEN_TASKS = 8
 LEAST_ROW_BLOCKS = 16
@@ -79,7 +81,12 @@ def _panel_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[Planes
             width = target.lanes * vectors
             for rows in range(1, problem.height + 1):
                 tiles = _strip_tiles(problem, rows, pitch, width)
-                if tiles > MOST_PANEL_TILES:
+                if problem.block_rows > MOST_K_TILED_ROWS:
+                    if tiles > MOST_WHOLE_PANEL_TILES:
+                        break
+                    if tiles * width != rows * pitch:
+                        continue
+                elif tiles > MOST_PANEL_TILES:
                     break
                 # What the last register tile reads behind the last row must lie in the slack.
                 beyond = -(-tiles * width // pitch) - rows
@@ -105,7 +112,11 @@ def _with_panel(
     problem: PlanesProblem, tile: PlanesTile, target: PivotTarget
 ) -> Iterator[PlanesTile]:
     """`tile`, which has a panel, with its columns cut into tiles whose panels fit level 1."""
-    if problem.block_rows > MOST_K_TILED_ROWS or problem.groups > 1:
+    if problem.groups > 1:
+        return
+    if problem.block_rows > MOST_K_TILED_ROWS:
+        if 4 * problem.columns * tile.width <= target.l1_bytes:  # else taps had better share lines
+            yield tile
         return
     tile, panel = _fitted(problem, tile, target), Panel(problem, tile)
     bytes_per_channel = 4 * panel.lines * panel.height * tile.panel_pitch

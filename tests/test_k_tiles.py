@@ -269,3 +269,20 @@ def test_blocks_of_eight_rows_are_not_run_as_lower_ones(channels, size, density)
         entries = round(blocks * channels * 9 * kept)
         cycles[rows] = choose_planes(problem_of(g, rows, blocks), entries, described)[1]
     assert min(cycles, key=cycles.get) == 8
+
+
+def test_a_first_layer_reads_a_panel_that_whole_register_tiles_cover():
+    axis = AxisGeometry(224, 7, 2, 1, 3, 3)
+    g = ConvGeometry(1, 3, 64, axis, axis)
+    problem = problem_of(g, 8, 8)
+    tile, _ = choose_planes(problem, 8 * 147, PRESETS["sapphire-rapids"])
+    assert tile.panel and tile.tiles * tile.width == tile.group_rows * tile.panel_pitch
+    rng = np.random.default_rng(0)
+    run(g, rng.standard_normal((64, 147)).astype(np.float32), 8, tile, EPILOGUES["clip"])
+
+
+def test_a_panel_whose_columns_do_not_fit_level_1_is_not_for_high_blocks():
+    axis = AxisGeometry(56, 3, 1, 1, 1, 1)
+    problem = problem_of(ConvGeometry(1, 64, 64, axis, axis), 8, 8)
+    for tile in planes_tiles(problem, PRESETS["sapphire-rapids"]):
+        assert not tile.panel or 4 * 576 * tile.width <= 48 << 10
