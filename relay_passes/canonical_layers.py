@@ -17,9 +17,13 @@ CONVS = ("nn.conv2d", "nn.conv1d")
 
 
 def _weight(rw: Rewriter, expr: Expr) -> Array | None:
-    """A constant, or the constant that a broadcast repeats; leading axes of extent 1 are cut."""
-    below = rw.definition(expr)
-    value = array_of(below.args[0] if op_name(below) == "broadcast_to" else below)
+    """A constant, or a matrix that a broadcast repeats whole; leading axes of extent 1 are cut."""
+    below, shape = rw.definition(expr), static_shape(expr)
+    value = array_of(below)
+    if op_name(below) == "broadcast_to":
+        value = array_of(below.args[0])
+        if value is None or shape is None or value.shape[-2:] != shape[-2:]:
+            return None
     while value is not None and value.ndim > 2 and value.shape[0] == 1:
         value = value[0]
     return value if value is not None and value.dtype.kind == "f" else None

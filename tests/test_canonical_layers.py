@@ -88,6 +88,16 @@ def test_other_products_are_left_alone(weight_shape: tuple[int, ...]) -> None:
     assert static_shape(calls(out, "matmul")[0].args[1]) == weight_shape
 
 
+@pytest.mark.parametrize("part", [(1, 5), (3, 1), (1, 1), (1, 1, 1)])
+def test_a_weight_that_a_broadcast_makes_larger_is_not_taken_for_its_part(
+    part: tuple[int, ...],
+) -> None:
+    def layer(x: Expr) -> Expr:
+        return relax.op.matmul(x, relax.op.broadcast_to(f32(normal(*part)), (4, 3, 5)))
+
+    assert "matmul" in ops(checked(chained(layer), (4, 2, 3)))
+
+
 def test_product_of_two_inputs_is_left_alone() -> None:
     out = checked(lambda bb, x, y: bb.emit(relax.op.matmul(x, y)), (2, 3), (3, 4))
     assert ops(out) == ["matmul"]
