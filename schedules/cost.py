@@ -25,8 +25,8 @@ STRADDLING_NEAR, STRADDLING_FAR = 0.9, 1.25
 SEPARATE_LOAD = 1.25
 # How sharply the busier of two units hides the other: the exponent of their norm.
 OVERLAP = 4.0
-# Cycles of one squeezed vector: an unaligned load, the epilogue, a store that may be partial. And of
-# one that lies where it should.
+# Cycles of one squeezed vector: an unaligned load, the epilogue, a store that may be partial; and
+# of one that lies where it should.
 SQUEEZE_CYCLES, WHOLE_CYCLES = 4.0, 2.0
 # Bytes per cycle from beyond level 2 (prefetched), and how much of a cache one operand can use.
 FAR_BYTES = 80.0
