@@ -13,10 +13,12 @@ from ..layout import BlockShape, IntArray, PackedWeight, SlicedWeight
 from ..pack import pack, pack_sliced
 from ..planes import ConvGeometry
 from ..schedules import tile_rule
+from ..schedules.bands import in_bands
 from ..schedules.block_sparse import planes_kernel, rows_kernel
 from ..schedules.block_sparse_moves import schedule_planes, schedule_rows
 from ..schedules.depthwise import depthwise_kernel, depthwise_problem
 from ..schedules.pack_planes import pack_planes
+from ..schedules.problems import Bands, PlanesProblem
 from ..targets import PivotTarget
 from ..windows import pack_windows
 from .detect import planes_problem, rows_problem
@@ -128,6 +130,10 @@ class _Lowering:
         if g.direct:
             planes = rw.reshape(site.x, (g.batch, g.image_floats))
         else:
+            problem = planes_problem(site.layer, site.plan, site.fused.epilogue)
+            bands = tile_rule(self.target).choose_bands(problem, site.plan.entries, self.target)
+            if bands is not None:
+                return self._banded(rw, site, problem, bands)
             planes = self._packed(rw, site.x, g)
         return rw.reshape(self._planes(rw, site, planes, site.residual), site.shape)
 
@@ -152,6 +158,21 @@ class _Lowering:
             lambda: schedule_planes(planes_kernel(problem, tile), problem, tile),
         )
         return _call(rw, site, name, problem.output, planes, packed, residual, more)
+
+    def _banded(self, rw: Rewriter, site: _Site, problem: PlanesProblem, bands: Bands) -> Expr:
+        """A convolution that lays its planes out itself, some output rows at a time."""
+        plan, g, band = site.plan, site.layer.geometry, problem.band(bands.rows)
+        one = replace(self.target, cores=1)
+        tile, _ = tile_rule(self.target).choose_planes(band, plan.entries, one)
+        layer = replace(site.layer, geometry=g.band(bands.rows))
+        packed, more = pack_planes_layer(layer, plan, band, tile)
+
+        def make() -> tirx.PrimFunc:
+            kernel = schedule_planes(planes_kernel(band, tile), band, tile)
+            return in_bands(kernel, g, bands, self.target.lanes)
+
+        name = self._kernel(rw, site, (g, problem, bands, tile), make)
+        return _call(rw, site, name, site.shape, site.x, packed, site.residual, more)
 
     def _rows(self, rw: Rewriter, site: _Site) -> Expr:
         plan, matrix = site.plan, site.layer.matrix

@@ -9,7 +9,7 @@ from tvm import s_tir, tirx
 
 from ..targets import PivotTarget
 from . import contraction, elementwise, fallback, reduction, x86
-from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .problems import Bands, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 Rule = Callable[[tirx.PrimFunc, PivotTarget], s_tir.Schedule | None]
 
@@ -29,6 +29,11 @@ class TileRule(Protocol):
         self, problem: PlanesProblem, entries: int, target: PivotTarget
     ) -> tuple[PlanesTile, float]:
         """The tile for a layer with `entries` packed entries, and its predicted cycles."""
+
+    def choose_bands(
+        self, problem: PlanesProblem, entries: int, target: PivotTarget
+    ) -> Bands | None:
+        """The bands in which a layer that reads padded planes lays them out, if it does."""
 
     def choose_rows(
         self, problem: RowsProblem, entries: int, target: PivotTarget

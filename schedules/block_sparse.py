@@ -131,7 +131,7 @@ def planes_kernel(problem: PlanesProblem, tile: PlanesTile) -> Kernel:
         entry = tables["indptr"][walk.segment(h, s, b)] + p
         at = tables["index"][entry]
         if panel is None:
-            value = x[n, at + walk.start(g) * walk.scale + t * w_ + q]
+            value = x[n, at + walk.start(g) * walk.scale + walk.column(t) + q]
         else:
             # The remainder bounds what a task reads, for the schedule; `finish` drops it.
             first = at % (copied.rows - copied.height + copied.reach + 1)
@@ -142,12 +142,15 @@ def planes_kernel(problem: PlanesProblem, tile: PlanesTile) -> Kernel:
     domain = (*walk.domain, tile.tiles, r_, w_)
     acc = te.compute(domain, product, name="acc")
     inputs = [x, *tables.values()]
-    if not problem.compact:
+    if not (problem.compact or tile.within_rows(problem)):
         return _squeezed(problem, tile, inputs, acc, walk)
 
     def place(rows: Any, index: Index) -> list[Any]:
         n, g, h, _, b, t, r, q = index
-        return [n, rows[walk.block(h, b) * r_ + r], walk.start(g) + t * w_ + q]
+        row, first = rows[walk.block(h, b) * r_ + r], walk.start(g)
+        if problem.compact:
+            return [n, row, first + t * w_ + q]
+        return [n, row, first, walk.column(t) + q]
 
     def slot(index: Index) -> Any:
         return walk.block(index[2], index[4]) * r_ + index[6]
@@ -224,6 +227,12 @@ class _Walk:
     def start(self, g: Any) -> Any:
         """Where group g begins."""
         return _stretch(g, self.span, self.total)
+
+    def column(self, t: Any) -> Any:
+        """Where register tile t begins, from the beginning of its group."""
+        if self.tile.within_rows(self.problem):
+            return _stretch(t, self.tile.width, self.problem.width)
+        return t * self.tile.width
 
     def block(self, h: Any, b: Any) -> Any:
         """The number of row block b of stretch h."""

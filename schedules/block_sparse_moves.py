@@ -81,7 +81,7 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
     """R x P accumulators of `lanes` floats stay in registers; the epilogue follows at once."""
     sch = Schedule(kernel.func)
     loops = sch.get_loops(sch.get_sblock(OUTPUT))
-    if problem.compact:
+    if problem.compact or tile.within_rows(problem):
         *walked, t, r, q = loops
         vectors, vector = sch.split(q, [None, tile.lanes])
         _row_blocks(sch, walked, tile)

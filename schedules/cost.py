@@ -25,9 +25,9 @@ STRADDLING_NEAR, STRADDLING_FAR = 0.9, 1.25
 SEPARATE_LOAD = 1.25
 # How sharply the busier of two units hides the other: the exponent of their norm.
 OVERLAP = 4.0
-# Cycles of one squeezed vector: an unaligned load, the epilogue, a store that may be partial; and
-# of one that lies where it should.
-SQUEEZE_CYCLES, WHOLE_CYCLES = 4.0, 2.0
+# Cycles of one squeezed vector: a load from the strip, the epilogue, a store that may be partial.
+# Loads that straddle what was just stored wait for all older stores, those to the output too.
+SQUEEZE_CYCLES, STRADDLING_SQUEEZE = 4.0, 10.0
 # Bytes per cycle from beyond level 2 (prefetched), and how much of a cache one operand can use.
 FAR_BYTES = 80.0
 CACHE_SHARE = 0.7
@@ -69,13 +69,12 @@ def planes_cycles(
         step = _step_cycles(problem, tile, target)
         per_tile = LOOP_CYCLES + STORE_CYCLES * r_ * p_
         cycles = tiles * (entries * step + problem.row_blocks * per_tile)
-    if not problem.compact:
+    if not (problem.compact or tile.within_rows(problem)):
         lanes = min(tile.lanes, 1 << (problem.width.bit_length() - 1))
         pieces = -(-problem.width // lanes) * tile.group_rows
-        adjacent = tile.group_rows == 1 or tile.panel_pitch == problem.width
-        whole = adjacent and problem.width % tile.lanes == 0
-        each = WHOLE_CYCLES if whole else SQUEEZE_CYCLES
-        cycles += each * problem.batch * groups * problem.row_blocks * r_ * pieces
+        whole = tile.panel_pitch == problem.width and problem.width % tile.lanes == 0
+        squeeze = SQUEEZE_CYCLES if tile.group_rows == 1 or whole else STRADDLING_SQUEEZE
+        cycles += squeeze * problem.batch * groups * problem.row_blocks * r_ * pieces
     far = _far_bytes(problem, tile, entries, groups, group_floats, target)
     return cycles + far / FAR_BYTES
 

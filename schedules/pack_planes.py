@@ -13,6 +13,7 @@ from tvm.s_tir import SBlock, SBlockRealize
 from ..planes import SLACK, ConvGeometry
 from .analysis import LEFT_TO_LLVM
 from .block_sparse_moves import SCHEDULED
+from .moves import in_sequence
 
 
 def loop(
@@ -42,56 +43,18 @@ def vectors(count: int, lanes: int, body: Callable[[Any], Any]) -> tirx.For:
 def pack_planes(geometry: ConvGeometry, lanes: int, parallel: bool) -> tirx.PrimFunc:
     """X [batch, channels, height, width] -> P [batch, image_floats]; see `ConvGeometry`.
 
-    One task per image and channel: its planes are cleared, then its rows are copied, phase by
-    phase. Behind the last plane of each image the slack is cleared too.
+    One task per image and channel. Behind the last plane of each image the slack is cleared too.
     """
-    y_axis, x_axis, channels = geometry.y, geometry.x, geometry.channels
-    shape = (geometry.batch, channels, y_axis.size, x_axis.size)
+    channels = geometry.channels
+    shape = (geometry.batch, channels, geometry.y.size, geometry.x.size)
     x = tirx.decl_buffer(shape, "float32", name="X")
     p = tirx.decl_buffer((geometry.batch, geometry.image_floats), "float32", name="P")
-    plane = geometry.plane_height * geometry.pitch
-    phases = list(product(range(len(y_axis.phases)), range(len(x_axis.phases))))
-
-    def clear(n: Any, begin: Any, count: int) -> tirx.For:
-        zero = tirx.const(0, "float32")
-        return vectors(count, lanes, lambda at: tirx.BufferStore(p, zero, [n, begin + at]))
-
-    def copy(n: Any, c: Any, number: int) -> list[tirx.Stmt]:
-        phase_y, phase_x = (
-            axis.phases[i] for axis, i in zip((y_axis, x_axis), phases[number], strict=True)
-        )
-        first_row, end_row = y_axis.filled(phase_y, geometry.plane_height)
-        first, end = x_axis.filled(phase_x, geometry.pitch)
-        if first_row == end_row or first == end:
-            return []
-
-        def row(i: Any) -> tirx.For:
-            at_row = (c * len(phases) + number) * plane + (first_row + i) * geometry.pitch + first
-            source_y = y_axis.source(phase_y, first_row + i)
-
-            def copied(at: Any) -> tirx.BufferStore:
-                source_x = x_axis.source(phase_x, first) + at * x_axis.stride
-                load = tirx.BufferLoad(x, [n, c, source_y, source_x])
-                return tirx.BufferStore(p, load, [n, at_row + at])
-
-            if x_axis.stride == 1:
-                return vectors(end - first, lanes, copied)
-            # Of a vector with a stride TVM makes one load per lane; of a plain loop LLVM makes
-            # whole loads and shuffles.
-            return loop(end - first, copied, annotations={LEFT_TO_LLVM: True})
-
-        return [loop(end_row - first_row, row)]
 
     def task(i: Any) -> tirx.Stmt:
         n, c = tirx.floordiv(i, channels), tirx.floormod(i, channels)
-        count = len(phases) * plane
-        copies = [s for number in range(len(phases)) for s in copy(n, c, number)]
-        slack = tirx.IfThenElse(
-            tirx.EQ(c, tirx.const(channels - 1, "int32")),
-            clear(n, geometry.planes * plane, SLACK),
-            None,
-        )
-        return tirx.SeqStmt([clear(n, c * count, count), *copies, slack])
+        last = tirx.EQ(c, tirx.const(channels - 1, "int32"))
+        slack = tirx.IfThenElse(last, clear_slack(geometry, p, n, lanes), None)
+        return tirx.SeqStmt([*lay_out(geometry, geometry, x, p, (n, n), c, lanes), slack])
 
     kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
     # No block inside: nothing is left to schedule, and its accesses need no description.
@@ -99,3 +62,77 @@ def pack_planes(geometry: ConvGeometry, lanes: int, parallel: bool) -> tirx.Prim
     body = SBlockRealize([], tirx.const(True, "bool"), root)
     attrs = tvm.ir.make_node("ir.DictAttrs", **{SCHEDULED: True, "tirx.noalias": True})
     return tirx.PrimFunc([x, p], body, None, attrs)
+
+
+def lay_out(
+    image: ConvGeometry,
+    planes: ConvGeometry,
+    x: Any,
+    p: Any,
+    numbers: tuple[Any, Any],
+    c: Any,
+    lanes: int,
+    first_row: Any = 0,
+) -> list[tirx.Stmt]:
+    """Write the planes of one channel, padding and all.
+
+    Args:
+        image: the convolution.
+        planes: itself, or a band of it: the layout of the planes.
+        x: its input, [batch, channels, height, width].
+        p: the planes, [images, planes.image_floats].
+        numbers: of the image in `x`, and in `p`.
+        c: the channel.
+        lanes: floats of a vector.
+        first_row: the output row at which the planes begin.
+    """
+    phases = list(product(range(len(image.y.phases)), range(len(image.x.phases))))
+    height, pitch = planes.plane_height, planes.pitch
+    n, to = numbers
+
+    def plane(number: int) -> tirx.Stmt:
+        phase_y = image.y.phases[phases[number][0]]
+        phase_x = image.x.phases[phases[number][1]]
+        first, end = image.x.filled(phase_x, pitch)
+
+        def row(i: Any) -> tirx.Stmt:
+            at_row = ((c * len(phases) + number) * height + i) * pitch
+            source_y = image.y.source(phase_y, first_row + i)
+
+            def copied(at: Any) -> tirx.BufferStore:
+                source_x = image.x.source(phase_x, first) + at * image.x.stride
+                load = tirx.BufferLoad(x, [n, c, source_y, source_x])
+                return tirx.BufferStore(p, load, [to, at_row + first + at])
+
+            if image.x.stride == 1:
+                copy = vectors(end - first, lanes, copied)
+            else:
+                # Of a vector with a stride TVM makes one load per lane; of a plain loop LLVM makes
+                # whole loads and shuffles.
+                copy = loop(end - first, copied, annotations={LEFT_TO_LLVM: True})
+            left = _clear(p, to, at_row, first, lanes)
+            right = _clear(p, to, at_row + end, pitch - end, lanes)
+            inside = tirx.all(source_y >= 0, source_y < image.y.size)
+            outside = in_sequence(_clear(p, to, at_row, pitch, lanes))
+            return tirx.IfThenElse(inside, in_sequence([*left, copy, *right]), outside)
+
+        def empty(i: Any) -> tirx.Stmt:
+            at_row = ((c * len(phases) + number) * height + i) * pitch
+            return in_sequence(_clear(p, to, at_row, pitch, lanes))
+
+        return loop(height, row if first < end else empty)
+
+    return [plane(number) for number in range(len(phases))]
+
+
+def clear_slack(planes: ConvGeometry, p: Any, image: Any, lanes: int) -> tirx.Stmt:
+    """Clear what lies behind the last plane of an image."""
+    end = tirx.const(planes.image_floats - SLACK, "int32")
+    return in_sequence(_clear(p, image, end, SLACK, lanes))
+
+
+def _clear(p: Any, image: Any, begin: Any, count: int, lanes: int) -> list[tirx.Stmt]:
+    zero = tirx.const(0, "float32")
+    if count == 0:
+        return []
+    return [vectors(count, lanes, lambda at: tirx.BufferStore(p, zero, [image, begin + at]))]

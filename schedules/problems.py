@@ -4,10 +4,12 @@ space. Equal records share one compiled kernel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import te, tirx
+
+from ..planes import SLACK
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,17 @@ class PlanesProblem:
         return self.pitch == self.width
 
     @property
+    def plane_rows(self) -> int:
+        """Rows of all planes of an image, where output rows have gaps."""
+        return (self.image_floats - SLACK) // self.pitch
+
+    def band(self, rows: int) -> PlanesProblem:
+        """The layer for `rows` output rows of one image; see `ConvGeometry.band`."""
+        planes = self.plane_rows // (self.height + self.reach)
+        floats = planes * (rows + self.reach) * self.pitch + SLACK
+        return replace(self, batch=1, image_floats=floats, height=rows)
+
+    @property
     def output(self) -> tuple[int, ...]:
         """The output's shape: [batch, rows, pixels], with two pixel axes where rows have gaps."""
         pixels = (self.pixels,) if self.compact else (self.height, self.width)
@@ -118,9 +131,26 @@ class PlanesTile:
     def width(self) -> int:
         return self.lanes * self.vectors
 
+    def within_rows(self, problem: PlanesProblem) -> bool:
+        """Output rows have gaps, but no register tile crosses one: the last one of a row overlaps.
+
+        Elsewhere a strip of output rows is computed, gaps and all, and squeezed.
+        """
+        if problem.compact or self.group_rows > 1 or self.width > problem.width:
+            return False
+        return not self.panel or problem.width % self.width == 0
+
     @property
     def panel(self) -> bool:
         return self.panel_pitch > 0
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Output rows of a band of the image (see `in_bands`), and whether bands share all cores."""
+
+    rows: int
+    parallel: bool
 
 
 @dataclass(frozen=True)

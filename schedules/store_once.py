@@ -32,9 +32,11 @@ def store_once(
     """
     if not problem.epilogue.residual or not _divides(problem, tile):
         return func
-    span, total = tile.group_rows, problem.height
+    span, total, number, axis = tile.group_rows, problem.height, 1, 2
     if problem.compact:
         span, total = tile.tiles * tile.width, problem.pixels
+    elif tile.within_rows(problem):  # groups are whole rows, of which register tiles may overlap
+        span, total, number, axis = tile.width, problem.width, 5, 3
     rows = next(param for param in func.params if param.name == "rows")
     loops = walk(func.body, tirx.For)
     first_lane = {
@@ -47,7 +49,7 @@ def store_once(
         if node.block.name_hint != OUTPUT:
             return node
         index = [substitute(value, first_lane) for value in node.iter_values]
-        first = kernel.place(rows, index)[2] >= index[1] * span
+        first = kernel.place(rows, index)[axis] >= index[number] * span
         return SBlockRealize(node.iter_values, first, node.block)
 
     body = func.body

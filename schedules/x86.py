@@ -8,8 +8,8 @@ from functools import lru_cache
 
 from ..planes import SLACK
 from ..targets import PivotTarget
-from .cost import planes_cycles, rows_cycles
-from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .cost import PACK_CYCLES, planes_cycles, rows_cycles
+from .problems import Bands, Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 # Waking the other cores costs about as much as this much work on one.
 PARALLEL_CYCLES = 60_000.0
@@ -28,6 +28,11 @@ MOST_WHOLE_PANEL_TILES = 8
 # Tasks per core that even out what they differ in; a task has at least so many row blocks.
 EVEN_TASKS = 8
 LEAST_ROW_BLOCKS = 16
+
+# What of level 2 the planes of a band may take, and together with the weights.
+BAND_SHARE, BAND_AND_WEIGHTS_SHARE = 0.36, 0.8
+# Fewer rows than so many times those that a band shares with its neighbour are copied too often.
+LEAST_BAND = 2
 
 
 def _vectors(block_rows: int, target: PivotTarget) -> int:
@@ -150,6 +155,34 @@ def choose_planes(
     if target.cores > 1 and cycles > PARALLEL_CYCLES:
         best = replace(best, parallel=True, stretches=_stretches(problem, best, target))
     return best, cycles
+
+
+@lru_cache(maxsize=4096)
+def choose_bands(problem: PlanesProblem, entries: int, target: PivotTarget) -> Bands | None:
+    """The bands for a layer whose output rows have gaps; None where all planes are laid out first.
+
+    Bands pay where the planes leave level 2, and a band and the weights do not: those are read
+    again for every band.
+    """
+    weights = 4 * entries * (problem.block_rows + 1)
+    room = BAND_AND_WEIGHTS_SHARE * target.l2_bytes - weights
+    room = min(room, BAND_SHARE * target.l2_bytes)
+    if problem.compact or 4 * problem.image_floats <= room:
+        return None
+    per_row = 4 * (problem.image_floats - SLACK) // (problem.height + problem.reach)
+    most = min(problem.height, int(room - 4 * SLACK) // per_row - problem.reach)
+    if most < max(1, LEAST_BAND * problem.reach):
+        return None
+    one = replace(target, cores=1)
+
+    def cycles(rows: int) -> float:
+        band, count = problem.band(rows), problem.batch * -(-problem.height // rows)
+        copies = PACK_CYCLES * band.image_floats / target.lanes
+        share = -(-count // target.cores)
+        return share * (choose_planes(band, entries, one)[1] + copies)
+
+    best = min(range(-(-most // 2), most + 1), key=cycles)
+    return Bands(best, target.cores > 1 and target.cores * cycles(best) > PARALLEL_CYCLES)
 
 
 def _stretches(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> int:

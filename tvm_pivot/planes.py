@@ -7,7 +7,7 @@ and k x k, strided, dilated and grouped convolutions differ in their offset tabl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -122,6 +122,11 @@ class ConvGeometry:
         if self.direct:
             return self.channels * self.y.size * self.x.size
         return self.planes * self.plane_height * self.pitch + SLACK
+
+    def band(self, rows: int) -> ConvGeometry:
+        """The convolution for `rows` output rows of one image, given every input row they read."""
+        height = (rows - 1) * self.y.stride + (self.y.kernel - 1) * self.y.dilation + 1
+        return replace(self, batch=1, y=replace(self.y, size=height, before=0, after=0))
 
     def offsets(self, group: int = 0) -> IntArray:
         """Offset of each weight column of `group`: int32 [channels / groups * kh * kw]."""
