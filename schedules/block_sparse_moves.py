@@ -14,6 +14,7 @@ from .block_sparse import OUTPUT, Kernel
 from .carried_sums import K_TILES, carry_sums
 from .lookup import look_up
 from .moves import few_tasks
+from .prefetch import prefetch_weights
 from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from .store_once import store_once
 
@@ -115,11 +116,12 @@ def schedule_rows(kernel: Kernel, problem: RowsProblem, tile: RowsTile) -> tirx.
     sch.unroll(m)
     sch.vectorize(r)
     func = sch.mod["main"]
+    params, body = {param.name: param for param in func.params}, func.body
     if problem.window:
-        params = {param.name: param for param in func.params}
-        body = look_up(func.body, params, problem.window)
-        func = tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
-    return finish(func, kernel)
+        body = look_up(body, params, problem.window)
+    if tile.ahead:
+        body = prefetch_weights(body, params["weight"], RAGGED, tile.unroll, tile.ahead)
+    return finish(tirx.PrimFunc(func.params, body, func.ret_type, func.attrs), kernel)
 
 
 def finish(func: tirx.PrimFunc, kernel: Kernel) -> tirx.PrimFunc:

@@ -223,7 +223,14 @@ class RowsProblem:
 
 @dataclass(frozen=True)
 class RowsTile:
-    """One point of the rows kernel's schedule space: entries per step, and all cores or one."""
+    """One point of the rows kernel's schedule space.
+
+    Attributes:
+        unroll: entries per step.
+        parallel: run the row blocks on all cores.
+        ahead: prefetch the weights of so many entries further on; 0: not at all.
+    """
 
     unroll: int
     parallel: bool
+    ahead: int = 0

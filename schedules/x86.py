@@ -29,6 +29,9 @@ MOST_WHOLE_PANEL_TILES = 8
 EVEN_TASKS = 8
 LEAST_ROW_BLOCKS = 16
 
+# How far ahead weights are prefetched, and how many level-2 caches those must fill that come from
+# memory in each run: from level 3 a prefetch costs a twelfth, from memory it saves a third.
+AHEAD_BYTES, FAR_WEIGHTS = 8 << 10, 4.0
 # What of level 2 the planes of a band may take, and together with the weights.
 BAND_SHARE, BAND_AND_WEIGHTS_SHARE = 0.36, 0.8
 # Fewer rows than so many times those that a band shares with its neighbour are copied too often.
@@ -207,4 +210,6 @@ def choose_rows(problem: RowsProblem, entries: int, target: PivotTarget) -> tupl
     unroll = max(1, int(target.fma_per_cycle * target.fma_latency) // vectors)
     # A lookup takes so long that two sums hide the latency of the multiply-add.
     unroll = 1 << (min(unroll, 2 if problem.window else 4).bit_length() - 1)
-    return RowsTile(unroll, target.cores > 1 and cycles > PARALLEL_CYCLES), cycles
+    far = 4 * problem.block_rows * entries > FAR_WEIGHTS * target.l2_bytes
+    ahead = AHEAD_BYTES // (4 * problem.block_rows) if far else 0
+    return RowsTile(unroll, target.cores > 1 and cycles > PARALLEL_CYCLES, ahead), cycles
