@@ -14,7 +14,7 @@ from tvm.ir import IRModule
 from ..report import LayerReport
 from ..targets import PivotTarget
 from .canonicalize import canonicalize
-from .detect import detect
+from .detect import PIVOT_SECONDS, detect
 from .drop_dead import DropReport, drop_dead
 from .layers import Layer, PlannedLayer, find_layers
 from .legalize_pooling import legalize_max_pool2d
@@ -23,7 +23,7 @@ from .report_layers import report_layers
 from .schedule_functions import schedule_functions
 from .write_in_place import write_in_place
 
-__all__ = ["PHASES", "Compilation", "Phase"]
+__all__ = ["PHASES", "PIVOT_SECONDS", "Compilation", "Phase"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Compilation:
         mod: the module.
         target: what it is compiled for.
         sparse: whether zeros are skipped.
+        pivot_seconds: for the general search for orders of rows.
         originals: the dense and conv2d layers as the user gave them, by name.
         planned: each of them that is left, with its plan, once detected.
         reports: what the user is told about each of them.
@@ -43,6 +44,7 @@ class Compilation:
     mod: IRModule
     target: PivotTarget
     sparse: bool = True
+    pivot_seconds: float = PIVOT_SECONDS
     originals: Mapping[str, Layer] = field(default_factory=dict)
     planned: Sequence[PlannedLayer] = ()
     reports: Sequence[LayerReport] = ()
@@ -85,7 +87,9 @@ def _dropped_notes(dropped: DropReport) -> list[str]:
 
 
 def _detect(state: Compilation) -> Compilation:
-    planned = detect(state.mod, state.target, sparse=state.sparse)
+    planned = detect(
+        state.mod, state.target, sparse=state.sparse, pivot_seconds=state.pivot_seconds
+    )
     return replace(state, planned=planned, reports=report_layers(state.originals, planned))
 
 

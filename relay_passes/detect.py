@@ -12,6 +12,7 @@ from tvm.ir import IRModule
 
 from ..pack import kept_blocks, longest_first
 from ..pivot import gather_rows, natural_rows
+from ..pivot_planted import DIAGONAL, EQUAL, diagonal_parts
 from ..schedules import tile_rule
 from ..schedules.cost import PACK_CYCLES
 from ..schedules.depthwise import depthwise_cycles, depthwise_problem
@@ -20,22 +21,29 @@ from ..schedules.problems import Epilogue, PlanesProblem, RowsProblem
 from ..targets import PivotTarget
 from ..windows import count_steps
 from .layers import Layer, Plan, PlannedLayer, find_layers
+from .pivot_layer import SearchTime, pivoted_plans
 
 # A sparse plan must promise at least this much: what the prediction is off by, about.
 MARGIN = 0.9
 # Vectors of an input window: more find fewer zeros in a step, but take longer to search.
 WINDOWS = (2, 3)
+# For the general search in a network whose builder does not say.
+PIVOT_SECONDS = 2.0
 
 
-def detect(mod: IRModule, target: PivotTarget, *, sparse: bool = True) -> list[PlannedLayer]:
+def detect(
+    mod: IRModule, target: PivotTarget, *, sparse: bool = True, pivot_seconds: float = PIVOT_SECONDS
+) -> list[PlannedLayer]:
     """A plan for every dense and conv2d layer of the canonical module `mod`, in order.
 
     Args:
         mod: the canonical module.
         target: decides which blocks are considered, and the predicted cycles that rank them.
         sparse: False plans every layer dense: the same kernels, with no zero skipped.
+        pivot_seconds: for the general search for orders of rows, in all layers together.
     """
-    return [plan_layer(layer, target, sparse) for layer in find_layers(mod)]
+    seconds = SearchTime(pivot_seconds)
+    return [plan_layer(layer, target, sparse, seconds) for layer in find_layers(mod)]
 
 
 def planes_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> PlanesProblem:
@@ -71,15 +79,35 @@ def rows_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> RowsProblem:
     )
 
 
-def plan_layer(layer: Layer, target: PivotTarget, sparse: bool) -> PlannedLayer:
-    """The cheapest plan for one layer, by predicted cycles; a dense plan where `sparse` is off."""
+def plan_layer(
+    layer: Layer, target: PivotTarget, sparse: bool, seconds: SearchTime | None = None
+) -> PlannedLayer:
+    """The cheapest plan for one layer, by predicted cycles; a dense plan where `sparse` is off.
+
+    Without `seconds`, planted structure is all that orders of the rows are looked for.
+    """
     candidates = list(_candidates(layer, target, keep_all=True))
     dense = min(candidates, key=lambda plan: plan.cycles)
     best = dense
     if sparse and not np.all(layer.matrix):
-        kept = min(_candidates(layer, target, keep_all=False), key=lambda plan: plan.cycles)
+        plans = list(_candidates(layer, target, keep_all=False))
+        plans += _pivoted(layer, target, plans, MARGIN * dense.cycles, seconds or SearchTime(0.0))
+        kept = min(plans, key=lambda plan: plan.cycles)
         best = kept if kept.cycles < MARGIN * dense.cycles else dense
     return PlannedLayer(layer, best, dense.cycles, sparse)
+
+
+def _pivoted(
+    layer: Layer, target: PivotTarget, plans: list[Plan], limit: float, seconds: SearchTime
+) -> Iterator[Plan]:
+    """Those of `plans` that have blocks, with better orders of their rows, where any pays."""
+    blocks = [plan for plan in plans if not plan.own_columns]
+    # What a plan costs beside its kernel does not depend on the order.
+    beside = blocks[0].cycles - _cycles(layer, blocks[0], target)
+    limit = min(limit, *(plan.cycles for plan in plans)) - beside
+    masks = [m != 0 for m in layer.group_matrices()]
+    found = pivoted_plans(masks, blocks, lambda p: _cycles(layer, p, target), limit, seconds)
+    return (replace(plan, cycles=plan.cycles + beside) for plan in found)
 
 
 def _is_rows(layer: Layer, target: PivotTarget) -> bool:
@@ -126,7 +154,7 @@ def _blocks(
     keep_all: bool,
 ) -> Plan:
     """R x 1 blocks in the rows' own order, or in the gathered one where that has fewer."""
-    slots, entries = [], 0
+    slots, entries, in_order = [], 0, 0
     for mask in masks:
         natural = natural_rows(mask.shape[0], rows)
         if keep_all:
@@ -138,9 +166,23 @@ def _blocks(
         if not np.array_equal(natural, gathered):
             orders.append(gathered)
         kept = [int(np.count_nonzero(kept_blocks(mask, order, rows))) for order in orders]
-        entries += min(kept)
+        entries, in_order = entries + min(kept), in_order + kept[0]
         slots.append(orders[kept.index(min(kept))])
-    return Plan(form, rows, False, keep_all, entries, 0.0, tuple(slots))
+    pivot = ""
+    if entries < in_order:
+        parts = [diagonal_parts(mask) for mask in masks]
+        pivot = EQUAL if None in parts else DIAGONAL
+    return Plan(
+        form,
+        rows,
+        False,
+        keep_all,
+        entries,
+        0.0,
+        tuple(slots),
+        pivot=pivot,
+        natural_entries=in_order,
+    )
 
 
 def _cycles(layer: Layer, plan: Plan, target: PivotTarget) -> float:

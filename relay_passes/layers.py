@@ -68,6 +68,8 @@ class Plan:
         cycles: predicted cycles on one core.
         slots: the row in each slot of the row blocks, for each channel group (see `pivot`).
         window: with own columns, vectors of the input that hold the columns of a step, or 0.
+        pivot: what the order of the rows was made for (see `Pivot.kind`); empty for their own.
+        natural_entries: packed entries that the same blocks have in the rows' own order.
     """
 
     form: Literal["planes", "rows", "depthwise"]
@@ -78,6 +80,8 @@ class Plan:
     cycles: float
     slots: tuple[IntArray, ...] = ()
     window: int = 0
+    pivot: str = ""
+    natural_entries: int = 0
 
     @property
     def row_blocks(self) -> int:

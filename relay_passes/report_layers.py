@@ -8,8 +8,8 @@ import numpy as np
 
 from ..layout import BlockShape
 from ..pattern import FULL, TOLD, BlockMasks, Pattern, classify
-from ..report import BlockFill, LayerReport
-from .layers import Layer, PlannedLayer
+from ..report import BlockFill, LayerReport, Pivoted
+from .layers import Layer, Plan, PlannedLayer
 
 
 def report_layers(
@@ -70,7 +70,17 @@ def _report(layer: Layer, planned: PlannedLayer) -> LayerReport:
         flops_kept=2 * (kept if planned.skips else left.matrix.size) * left.pixels,
         kernel="",
         fills=_fills(masks) if pattern.density < 1.0 else (),
+        pivot=_pivot(plan, kept) if planned.skips else None,
     )
+
+
+def _pivot(plan: Plan, kept: int) -> Pivoted | None:
+    if not plan.pivot:
+        return None
+    before, after = (
+        round(kept / (n * plan.block_rows), 4) for n in (plan.natural_entries, plan.entries)
+    )
+    return Pivoted(plan.pivot, before, after)
 
 
 def _fills(masks: BlockMasks) -> tuple[BlockFill, ...]:

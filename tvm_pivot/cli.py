@@ -19,6 +19,7 @@ from .cli_bench import bench
 from .cli_common import (
     AsJson,
     Model,
+    PivotSeconds,
     Shapes,
     Target,
     Threads,
@@ -73,6 +74,7 @@ def inspect(
     model: Model,
     target: Target = "x86",
     shape: Shapes = None,
+    pivot_seconds: PivotSeconds = 2.0,
     as_json: AsJson = False,
 ) -> None:
     """Show where a model's zeros are and which layers would run sparse. Compiles nothing."""
@@ -80,7 +82,9 @@ def inspect(
         import tvm_pivot
 
         with phases("reading"):
-            report = tvm_pivot.inspect(str(model), target=target, shapes=parse_shapes(shape))
+            report = tvm_pivot.inspect(
+                str(model), target=target, shapes=parse_shapes(shape), pivot_seconds=pivot_seconds
+            )
         typer.echo(report.to_json(indent=2) if as_json else str(report))
 
 
@@ -96,6 +100,7 @@ def build(
     sparse: Annotated[
         bool, typer.Option("--sparse/--dense", help="Skip zeros, or build every layer dense.")
     ] = True,
+    pivot_seconds: PivotSeconds = 2.0,
     debug_dir: Annotated[
         Path | None, typer.Option("--debug-dir", help="Write the module after each phase here.")
     ] = None,
@@ -106,7 +111,8 @@ def build(
         if not output.parent.is_dir():  # before minutes of compiling, not after
             raise ArtifactError(f"cannot write {output}: there is no directory {output.parent}")
         started = time.perf_counter()
-        net = _build(model, target, shape, sparse=sparse, debug_dir=debug_dir)
+        more = {"debug_dir": debug_dir, "pivot_seconds": pivot_seconds}
+        net = _build(model, target, shape, sparse=sparse, **more)
         net.export(output)
         seconds, size = time.perf_counter() - started, output.stat().st_size
         if as_json:

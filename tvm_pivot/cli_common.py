@@ -26,6 +26,12 @@ Shapes = Annotated[
         help="Size of an open dimension (batch=1) or shape of an input (x=1x3x224x224). Repeat it.",
     ),
 ]
+PivotSeconds = Annotated[
+    float,
+    typer.Option(
+        "--pivot-seconds", min=0.0, help="For the search for orders of rows that make blocks."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", help="Threads; default: one per physical core.")

@@ -16,8 +16,8 @@ from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
 
 from .artifact import Manifest
 from .errors import CompileError, PivotError
-from .importer import ImportedModel, import_model
-from .relay_passes import PHASES, Compilation
+from .importer import import_model
+from .relay_passes import PHASES, PIVOT_SECONDS, Compilation
 from .report import Report
 from .session import Session
 from .targets import PivotTarget, resolve
@@ -34,6 +34,7 @@ def build(
     params: Mapping[str, Any] | None = None,
     shapes: Shapes | None = None,
     sparse: bool = True,
+    pivot_seconds: float = PIVOT_SECONDS,
     threads: int | None = None,
     debug_dir: str | PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -48,6 +49,8 @@ def build(
         params: arrays for parameters of a Relax module, by name.
         shapes: sizes of symbolic dimensions by name, or whole input shapes by input name.
         sparse: False compiles the same network with no zero skipped, to compare with.
+        pivot_seconds: for a general search for orders of rows that gather the non-zeros into
+            blocks, in all layers together. Planted structure is always found.
         threads: threads of one run; default: see `Session.set_threads`.
         debug_dir: write the module after each phase there, as ``NN_phase.py``.
         progress: called with the name of each phase as it begins.
@@ -62,7 +65,8 @@ def build(
     tell = progress or _silent
     tell("import")
     imported = import_model(model, example_inputs=example_inputs, params=params, shapes=shapes)
-    done = _run_phases(imported, described, sparse, debug_dir, tell, PHASES)
+    state = Compilation(imported.mod, described, sparse, pivot_seconds)
+    done = _run_phases(state, imported.source, debug_dir, tell, PHASES)
     tell("compile")
     executable = _compile(done.mod, described, imported.source)
     report = replace(_report(done, described), compile_seconds=time.perf_counter() - began)
@@ -78,6 +82,7 @@ def inspect(
     example_inputs: Sequence[Any] | None = None,
     params: Mapping[str, Any] | None = None,
     shapes: Shapes | None = None,
+    pivot_seconds: float = PIVOT_SECONDS,
 ) -> Report:
     """What `build` would do to each layer of a model, without compiling it.
 
@@ -86,7 +91,8 @@ def inspect(
     described = resolve(target)
     imported = import_model(model, example_inputs=example_inputs, params=params, shapes=shapes)
     analysis = [phase for phase in PHASES if phase.analysis]
-    return _report(_run_phases(imported, described, True, None, _silent, analysis), described)
+    state = Compilation(imported.mod, described, pivot_seconds=pivot_seconds)
+    return _report(_run_phases(state, imported.source, None, _silent, analysis), described)
 
 
 def _silent(_: str) -> None:
@@ -94,14 +100,12 @@ def _silent(_: str) -> None:
 
 
 def _run_phases(
-    imported: ImportedModel,
-    target: PivotTarget,
-    sparse: bool,
+    state: Compilation,
+    source: str,
     debug_dir: str | PathLike[str] | None,
     tell: Progress,
     phases: Sequence[Any],
 ) -> Compilation:
-    state = Compilation(imported.mod, target, sparse)
     _dump(state.mod, debug_dir, 0, "import")
     for number, phase in enumerate(phases, start=1):
         tell(phase.name)
@@ -111,7 +115,7 @@ def _run_phases(
             raise
         except Exception as error:
             raise CompileError(
-                f"{imported.source}: phase {phase.name!r} failed: {_first_line(error)}; "
+                f"{source}: phase {phase.name!r} failed: {_first_line(error)}; "
                 f"debug_dir= shows the module before it"
             ) from error
         _dump(state.mod, debug_dir, number, phase.name)

@@ -22,6 +22,20 @@ class BlockFill:
 
 
 @dataclass(frozen=True)
+class Pivoted:
+    """What an order of a layer's rows did for its blocks.
+
+    Attributes:
+        kind: what was found, e.g. ``"block-diagonal"`` or ``"searched"``.
+        before, after: non-zeros per slot of the kept blocks, in the model's order and in this one.
+    """
+
+    kind: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """One dense or convolution layer.
 
@@ -40,6 +54,7 @@ class LayerReport:
             non-zero ones, in a dense one all that are left.
         kernel: the name of the kernel that runs it; empty when nothing was compiled.
         fills: what the fill of the model's own rows and columns would be with other blocks.
+        pivot: the order its rows were given, or None where they have their own.
     """
 
     name: str
@@ -55,6 +70,7 @@ class LayerReport:
     flops_kept: int
     kernel: str
     fills: tuple[BlockFill, ...] = ()
+    pivot: Pivoted | None = None
 
     def __post_init__(self) -> None:
         for field in ("density", "fill"):
@@ -119,6 +135,7 @@ class Report:
     def __str__(self) -> str:
         lines = _table(self.layers) if self.layers else ["no dense or convolution layers"]
         lines += ["", *_totals(self)]
+        lines += _pivots(self.layers)
         lines += _dense_reasons(self.layers)
         lines += [wrapped for note in self.notes for wrapped in _wrap("note: ", note)]
         return "\n".join(lines)
@@ -166,6 +183,28 @@ def _totals(report: Report) -> list[str]:
     return [total, f"target: {report.target}, {state}"]
 
 
+def _pivots(layers: Iterable[LayerReport]) -> list[str]:
+    """Layers whose rows were given another order, grouped by what it was made for."""
+    groups: dict[str, list[tuple[str, Pivoted]]] = {}
+    for layer in layers:
+        if layer.pivot is not None:
+            groups.setdefault(layer.pivot.kind, []).append((layer.name, layer.pivot))
+    lines = []
+    for kind, found in groups.items():
+        before, after = (
+            100 * sum(getattr(pivot, when) for _, pivot in found) / len(found)
+            for when in ("before", "after")
+        )
+        mean = "mean fill" if len(found) > 1 else "fill"
+        names = _names([name for name, _ in found])
+        lines += _wrap("pivot: ", f"{kind}, {mean} {before:.0f} % -> {after:.0f} % [{names}]")
+    return lines
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
 def _dense_reasons(layers: Iterable[LayerReport]) -> list[str]:
     """Layers that run dense, grouped by why: a reason is the same for many layers."""
     groups: dict[str, list[str]] = {}
@@ -174,8 +213,7 @@ def _dense_reasons(layers: Iterable[LayerReport]) -> list[str]:
             groups.setdefault(layer.reason, []).append(layer.name)
     lines = []
     for reason, names in groups.items():
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        lines += _wrap("dense: ", f"{reason} [{shown}]")
+        lines += _wrap("dense: ", f"{reason} [{_names(names)}]")
     return lines
 
 
