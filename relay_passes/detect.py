@@ -86,11 +86,10 @@ def plan_layer(
 
     Without `seconds`, planted structure is all that orders of the rows are looked for.
     """
-    candidates = list(_candidates(layer, target, keep_all=True))
-    dense = min(candidates, key=lambda plan: plan.cycles)
+    dense = min(candidates(layer, target, keep_all=True), key=lambda plan: plan.cycles)
     best = dense
     if sparse and not np.all(layer.matrix):
-        plans = list(_candidates(layer, target, keep_all=False))
+        plans = list(candidates(layer, target, keep_all=False))
         plans += _pivoted(layer, target, plans, MARGIN * dense.cycles, seconds or SearchTime(0.0))
         kept = min(plans, key=lambda plan: plan.cycles)
         best = kept if kept.cycles < MARGIN * dense.cycles else dense
@@ -104,6 +103,7 @@ def _pivoted(
     blocks = [plan for plan in plans if not plan.own_columns]
     # What a plan costs beside its kernel does not depend on the order.
     beside = blocks[0].cycles - _cycles(layer, blocks[0], target)
+    blocks = [replace(plan, cycles=plan.cycles - beside) for plan in blocks]
     limit = min(limit, *(plan.cycles for plan in plans)) - beside
     masks = [m != 0 for m in layer.group_matrices()]
     found = pivoted_plans(masks, blocks, lambda p: _cycles(layer, p, target), limit, seconds)
@@ -115,7 +115,8 @@ def _is_rows(layer: Layer, target: PivotTarget) -> bool:
     return layer.row_inputs is not None and layer.row_inputs < target.lanes // 2
 
 
-def _candidates(layer: Layer, target: PivotTarget, keep_all: bool) -> Iterator[Plan]:
+def candidates(layer: Layer, target: PivotTarget, keep_all: bool) -> Iterator[Plan]:
+    """Plans with the rows in their own order, or those of equal support together."""
     in_rows = _is_rows(layer, target)
     masks = [m != 0 for m in layer.group_matrices()]
     problem = depthwise_problem(layer.geometry, Epilogue(), target)

@@ -15,7 +15,7 @@ from ..pivot_planted import optimistic_fills
 from .layers import Plan
 
 # An order must promise this much: what even the optimistic estimate gains less is not looked for.
-GAIN = 0.97
+GAIN = 0.95
 # The estimate is too low for some small matrices, in which a search takes little time.
 SLACK, SMALL = 1.1, 1 << 18
 # Layers of more channel groups have small matrices, and keep the orders they have.
@@ -59,8 +59,11 @@ def pivoted_plans(
     for plan in plans:
         r = plan.block_rows
         least = sum(n / (r * min(1.0, slack * f[r])) for n, f in zip(nonzeros, fills, strict=True))
+        # Cycles fall by less than entries do: only what passes that is predicted.
+        if least >= FULL * plan.entries or plan.cycles * least >= GAIN * limit * plan.entries:
+            continue
         promised = cycles(replace(plan, entries=int(least)))
-        if least < FULL * plan.entries and promised < GAIN * limit:
+        if promised < GAIN * limit:
             promising.append((promised, plan))
     for promised, plan in sorted(promising, key=lambda pair: pair[0]):
         if promised >= GAIN * limit:

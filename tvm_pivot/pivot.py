@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .layout import BlockShape, IntArray, Permutation, Scalar
-from .pivot_groups import AS_IT_IS, BoolArray, Cost, Grouping, by_density, kept_slots, row_lengths
+from .pivot_groups import AS_IT_IS, BoolArray, Cost, Grouping, kept_slots, row_lengths
 from .pivot_planted import equal_support, find_planted
-from .pivot_search import Budget, search_groups
+from .pivot_search import Budget, grown_both, search_groups
 
 # Steps of the general search, and of one that only improves what was found already.
 STEPS, POLISH_STEPS = 400, 100
@@ -122,14 +122,16 @@ def _searched(
 ) -> Iterator[Grouping]:
     """What is found from the best grouping so far, and from scratch."""
     rng = np.random.default_rng(seed)
-    few, all_ = Budget(POLISH_STEPS, until), Budget(STEPS, until)
     if best.kind != AS_IT_IS:
-        found = search_groups(mask, best.rows, best.columns, few, rng, soft=False)
+        budget = Budget(POLISH_STEPS, until)
+        found = search_groups(mask, best.rows, best.columns, budget, rng, soft=False)
         yield Grouping(*found, SEARCHED)
     if _fill(mask, best, block) < ALMOST_FULL:
-        columns = by_density(np.ascontiguousarray(mask.T), block.cols)
-        start = by_density(mask, block.rows), columns
-        yield Grouping(*search_groups(mask, *start, all_, rng), SEARCHED)
+        start = grown_both(mask, block.rows, block.cols)
+        steps = STEPS if block.cols == 1 else 2 * STEPS  # rows and columns share them
+        soft = block.rows * block.cols > 2  # pairs are found as well without
+        found = search_groups(mask, *start, Budget(steps, until), rng, soft)
+        yield Grouping(*found, SEARCHED)
 
 
 def _better(

@@ -67,14 +67,15 @@ class Groups:
         whole = [list(rows) for rows in members[heights == self.size].tolist()]
         short = [i for i in np.argsort(-heights, kind="stable") if 0 < heights[i] < self.size]
         joined: list[list[int]] = []
+        room: list[list[list[int]]] = [[] for _ in range(self.size)]  # by places that are free
         for group in short:
             rows = members[group, : heights[group]].tolist()
-            fits = (other for other in joined if len(other) + len(rows) <= self.size)
-            found = next(fits, None)
-            if found is None:
-                joined.append(rows)
-            else:
-                found += rows
+            fits = next((r for r in room[len(rows) :] if r), None)
+            found = fits.pop() if fits else []
+            if not found:
+                joined.append(found)
+            found += rows
+            room[self.size - len(found)].append(found)
         return Groups.of([*whole, *joined], self.size, self.count)
 
     def slots(self) -> IntArray:
@@ -101,11 +102,6 @@ class Grouping:
         n, k = shape
         rows = Groups.chunks(np.arange(n), block.rows)
         return Grouping(rows, Groups.chunks(np.arange(k), block.cols), AS_IT_IS)
-
-
-def by_density(mask: BoolArray, size: int) -> Groups:
-    """Dense rows beside dense ones."""
-    return Groups.chunks(np.argsort(-np.count_nonzero(mask, axis=1), kind="stable"), size)
 
 
 def merged(mask: BoolArray, groups: Groups) -> npt.NDArray[np.uint8]:

@@ -28,6 +28,8 @@ MOST_COMPARED = 8192
 IN_FAMILIES = 0.5
 # Families that are looked at for cells of a grid, and kinds of columns that cells make.
 SAMPLED_FAMILIES, MANY_KINDS = 16, 1.5
+# A kind of columns holds at least this share of its family's non-zeros: others are noise.
+SHARE_OF_KIND = 0.03
 # Seeds of the estimate of what grouping could bring.
 SEEDS = 24
 
@@ -123,6 +125,8 @@ def _classes(mask: BoolArray) -> list[list[int]]:
 
 
 def _packed_classes(classes: list[list[int]], size: int, count: int) -> Groups:
+    if len(classes) == count:  # none alike, as in most masks
+        return Groups.chunks(np.arange(count), size)
     groups: list[list[int]] = []
     others: list[int] = []
     for rows in classes:
@@ -176,10 +180,12 @@ def _has_cells(mask: BoolArray, labels: IntArray) -> bool:
     for family in range(families):
         part = mask[labels == family]
         part = part[:, part.any(axis=0)]
-        _, times = np.unique(np.packbits(part, axis=0), axis=1, return_counts=True)
+        patterns = np.packbits(part, axis=0)
+        _, kind, times = np.unique(patterns, axis=1, return_inverse=True, return_counts=True)
         if 2 * times[times > 1].sum() < part.shape[1]:
             return False
-        kinds.append(np.count_nonzero(times > max(1, part.shape[1] // 64)))
+        weight = np.bincount(kind.ravel(), part.sum(axis=0))
+        kinds.append(np.count_nonzero(weight > SHARE_OF_KIND * part.sum()))
     return float(np.mean(kinds)) >= MANY_KINDS
 
 
@@ -253,7 +259,7 @@ def optimistic_fills(mask: BoolArray, sizes: Sequence[int], seed: int = 0) -> di
     """
     rng = np.random.default_rng(seed)
     live = np.flatnonzero(mask.any(axis=1))
-    drawn = np.sort(rng.permutation(mask.shape[1])[:COMPARED_COLUMNS])
+    drawn = np.sort(rng.permutation(mask.shape[1])[: COMPARED_COLUMNS // 2])
     part = mask[np.ix_(live, drawn)].astype(np.float32)
     if not part.any():
         return dict.fromkeys(sizes, 1.0)

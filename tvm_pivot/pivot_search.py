@@ -23,14 +23,16 @@ from scipy.optimize import linear_sum_assignment
 from .pivot_groups import BoolArray, Groups, merged
 
 # How the potential's base falls from step to step, as shares of the steps; then it is 0.
-BASES = (0.8, 0.6, 0.4, 0.2)
+BASES = (0.4, 0.2)
 SOFT_SHARE = 0.6
+# Growing groups takes as many multiplications as rows x rows x columns: no more than these.
+MOST_GROWN = 1 << 33
 # How often rows and columns take turns, with each base.
 TURNS = 8
 # Steps without gain after which the last part ends.
 PATIENCE = 24
 # Row blocks that one assignment looks at: its time grows with the third power.
-MOST_BLOCKS = 192
+MOST_BLOCKS = 256
 
 
 @dataclass
@@ -48,6 +50,39 @@ class Budget:
     @property
     def spent(self) -> bool:
         return time.perf_counter() >= self.until
+
+
+def grown_groups(mask: BoolArray, size: int) -> Groups:
+    """Groups that grow by the row most similar (Jaccard) to what they hold, dense rows first."""
+    count = np.count_nonzero(mask, axis=1).astype(np.float32)
+    dense = np.argsort(-count, kind="stable")
+    if mask.shape[0] * mask.size > MOST_GROWN:
+        return Groups.chunks(dense, size)
+    weights = mask.astype(np.float32)
+    free = np.ones(count.size, np.bool_)
+    order: list[int] = []
+    for first in dense:
+        if not free[first]:
+            continue
+        best, held = int(first), np.zeros_like(weights[0])
+        for _ in range(min(size, count.size - len(order))):
+            free[best] = False
+            order.append(best)
+            np.maximum(held, weights[best], out=held)
+            shared = weights @ held
+            similar = shared / np.maximum(count + held.sum() - shared, 1)
+            best = int(np.argmax(np.where(free, similar, -1)))
+    return Groups.chunks(order, size)
+
+
+def grown_both(mask: BoolArray, rows: int, cols: int) -> tuple[Groups, Groups]:
+    """Grown groups of rows and, where blocks are wider than one column, of columns by turns."""
+    if cols == 1:
+        return grown_groups(mask, rows), Groups.chunks(np.arange(mask.shape[1]), 1)
+    across = np.ascontiguousarray(mask.T)
+    of_rows = grown_groups(mask, rows)
+    columns = grown_groups(np.ascontiguousarray(merged(mask, of_rows).T > 0), cols)
+    return grown_groups(np.ascontiguousarray(merged(across, columns).T > 0), rows), columns
 
 
 def search_groups(
