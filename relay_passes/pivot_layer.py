@@ -17,7 +17,7 @@ from .layers import Plan
 # An order must promise this much: what even the optimistic estimate gains less is not looked for.
 GAIN = 0.95
 # The estimate is too low for some small matrices, in which a search takes little time.
-SLACK, SMALL = 1.1, 1 << 18
+SLACK, SMALL = 1.1, 1 << 16
 # Layers of more channel groups have small matrices, and keep the orders they have.
 MOST_GROUPS = 8
 # Rows of blocks that are filled like this are in order already.
@@ -54,7 +54,7 @@ def pivoted_plans(
     if not plans:
         return
     fills = [optimistic_fills(mask, [p.block_rows for p in plans]) for mask in masks]
-    slack = SLACK if masks[0].size <= SMALL else 1.0
+    slack = SLACK if masks[0].size < SMALL else 1.0
     promising = []
     for plan in plans:
         r = plan.block_rows

@@ -197,6 +197,10 @@ def test_the_estimate_tells_structure_from_chance() -> None:
     assert 0.5 < fills[2] < 0.65
     assert 0.17 < fills[8] < 0.3
     assert optimistic_fills(np.zeros((4, 4), np.bool_), (2,)) == {2: 1.0}
+    # Rows that are dead in all columns that are looked at.
+    wide = np.zeros((64, 4096), np.bool_)
+    wide[np.arange(64), np.arange(64)] = True
+    assert optimistic_fills(wide, (2,))[2] == pytest.approx(0.5)
 
 
 def test_what_has_no_pivot() -> None:

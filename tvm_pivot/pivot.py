@@ -20,6 +20,8 @@ from .pivot_search import Budget, grown_both, search_groups
 
 # Steps of the general search, and of one that only improves what was found already.
 STEPS, POLISH_STEPS = 400, 100
+# Masks of so few weights are searched so often: it takes no time, and luck plays a part.
+RESTARTED, RESTARTS = 1 << 16, 4
 LONGEST_SIDE = 255  # what the counts of the search can hold
 SECONDS = 5.0
 SEARCHED = "searched"
@@ -130,8 +132,9 @@ def _searched(
         start = grown_both(mask, block.rows, block.cols)
         steps = STEPS if block.cols == 1 else 2 * STEPS  # rows and columns share them
         soft = block.rows * block.cols > 2  # pairs are found as well without
-        found = search_groups(mask, *start, Budget(steps, until), rng, soft)
-        yield Grouping(*found, SEARCHED)
+        for _ in range(RESTARTS if mask.size <= RESTARTED else 1):
+            found = search_groups(mask, *start, Budget(steps, until), rng, soft)
+            yield Grouping(*found, SEARCHED)
 
 
 def _better(

@@ -273,7 +273,7 @@ def optimistic_fills(mask: BoolArray, sizes: Sequence[int], seed: int = 0) -> di
     for size in range(1, min(max(sizes), live.size) + 1):
         if size > 1:
             held = union.sum(axis=1)[:, None] + count - union @ part.T
-            score = (total[:, None] + count) / held
+            score = (total[:, None] + count) / np.maximum(held, 1)
             best = np.argmax(np.where(free, score, -1), axis=1)
             free[number, best] = False
             total = total + count[best]
