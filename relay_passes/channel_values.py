@@ -55,11 +55,13 @@ class Effect:
         ties: how those follow from the channels of its inputs.
         rebuild: ``(inputs as they are now, mask of kept result channels, their masks) -> call``;
             inputs are the tied ones, in the order of `ties`.
+        constants: the constant arguments with an entry per channel, and on which of their axes.
     """
 
     out: Channels
     ties: tuple[Tie, ...]
     rebuild: Callable[[Sequence[Expr], Mask, Sequence[Mask]], Expr]
+    constants: tuple[tuple[int, int], ...] = ()
 
 
 Known = Callable[[Expr], Channels | None]
@@ -167,7 +169,16 @@ def binary(call: Call, known: Known) -> Effect | None:
             args[i] = expr
         return Call(call.op, args, call.attrs)
 
-    return Effect(Channels(axis, finite(out)), ties, rebuild)
+    along = tuple(
+        (i, axis - len(shape)) for i, a in enumerate(call.args) if _varies(a, axis, shape)
+    )
+    return Effect(Channels(axis, finite(out)), ties, rebuild, along)
+
+
+def _varies(expr: Expr, axis: int, shape: tuple[int, ...]) -> bool:
+    """Whether an operand is a constant with an entry for each channel of the result."""
+    value, behind = array_of(expr), len(shape) - axis
+    return value is not None and value.ndim >= behind and value.shape[-behind] > 1
 
 
 def _operand(expr: Expr, known: Known, axis: int, shape: tuple[int, ...]) -> Values | None:
@@ -202,7 +213,8 @@ def prelu(call: Call, known: Known) -> Effect | None:
     def rebuild(new: Sequence[Expr], keep: Mask, _: Sequence[Mask]) -> Expr:
         return Call(call.op, [new[0], sliced(call.args[1], -1, keep)], call.attrs)
 
-    return None if effect is None else Effect(effect.out, effect.ties, rebuild)
+    along = ((1, -1),) if slope.size > 1 else ()
+    return None if effect is None else Effect(effect.out, effect.ties, rebuild, along)
 
 
 # --- pooling ------------------------------------------------------------------------------------
