@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from tvm import relax
 from tvm.ir import IRModule
 
-from ..report import LayerReport
+from ..report import LayerReport, Moves
 from ..targets import PivotTarget
 from .canonicalize import canonicalize
+from .count_moves import count_moves
 from .detect import PIVOT_SECONDS, detect
 from .drop_dead import DropReport, drop_dead
+from .fuse_permutations import fuse_permutations
 from .layers import Layer, PlannedLayer, find_layers
 from .legalize_pooling import legalize_max_pool2d
 from .lower_layers import lower_layers
@@ -39,6 +41,7 @@ class Compilation:
         planned: each of them that is left, with its plan, once detected.
         reports: what the user is told about each of them.
         notes: what the user is told about the network.
+        model_moves, compiled_moves: operators that only move elements, before and after.
     """
 
     mod: IRModule
@@ -49,6 +52,8 @@ class Compilation:
     planned: Sequence[PlannedLayer] = ()
     reports: Sequence[LayerReport] = ()
     notes: tuple[str, ...] = ()
+    model_moves: Moves | None = None
+    compiled_moves: Moves | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class Phase:
 
 def _canonicalize(state: Compilation) -> Compilation:
     mod = canonicalize(state.mod)
-    return replace(state, mod=mod, originals={layer.name: layer for layer in find_layers(mod)})
+    originals = {layer.name: layer for layer in find_layers(mod)}
+    return replace(state, mod=mod, originals=originals, model_moves=count_moves(state.mod))
 
 
 def _drop_dead(state: Compilation) -> Compilation:
@@ -90,7 +96,13 @@ def _detect(state: Compilation) -> Compilation:
     planned = detect(
         state.mod, state.target, sparse=state.sparse, pivot_seconds=state.pivot_seconds
     )
-    return replace(state, planned=planned, reports=report_layers(state.originals, planned))
+    return replace(state, planned=planned)
+
+
+def _fuse_permutations(state: Compilation) -> Compilation:
+    mod, planned = fuse_permutations(state.mod, state.planned, state.target)
+    reports = report_layers(state.originals, planned)
+    return replace(state, mod=mod, planned=planned, reports=reports)
 
 
 def _lower(state: Compilation) -> Compilation:
@@ -98,7 +110,7 @@ def _lower(state: Compilation) -> Compilation:
     reports = [replace(r, kernel=kernels.get(r.name, "")) for r in state.reports]
     order = {name: i for i, name in enumerate(kernels)}  # the one in which they run
     reports.sort(key=lambda r: order.get(r.name, len(order)))
-    return replace(state, mod=mod, reports=reports)
+    return replace(state, mod=mod, reports=reports, compiled_moves=count_moves(mod))
 
 
 def _fuse(state: Compilation) -> Compilation:
@@ -131,6 +143,7 @@ PHASES: tuple[Phase, ...] = (
     Phase("canonicalize", _canonicalize, analysis=True),
     Phase("drop_dead", _drop_dead, analysis=True),
     Phase("detect", _detect, analysis=True),
+    Phase("fuse_permutations", _fuse_permutations, analysis=True),
     Phase("lower_layers", _lower),
     Phase("fuse", _fuse),
     Phase("schedule_functions", _schedule),

@@ -87,6 +87,7 @@ class ChannelGroups:
         edits: for each binding, the constants that follow the order of channels.
         roots: the axis of the analysis that stands for each one.
         sizes: entries of each axis.
+        layers: the axis of the rows and columns of layers, by ``(name, side)``.
     """
 
     mod: IRModule
@@ -94,6 +95,7 @@ class ChannelGroups:
     edits: Mapping[Var, tuple[Edit, ...]] = field(default_factory=dict)
     roots: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
+    layers: Mapping[tuple[str, Literal["rows", "columns"]], int] = field(default_factory=dict)
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:
@@ -124,6 +126,16 @@ class ChannelGroups:
                     orders[axis][index] = before[index[order]]
         return orders
 
+    def order_of(
+        self, layer: str, side: Literal["rows", "columns"], orders: Mapping[int, Index]
+    ) -> Index | None:
+        """The order of a layer's rows or columns in `orders`; None where they keep theirs."""
+        axis = self.layers.get((layer, side))
+        if axis is None:
+            return None
+        order = orders[self.roots[axis]]
+        return None if np.array_equal(order, every(order.size)) else order
+
 
 def find_channel_groups(mod: IRModule) -> ChannelGroups:
     """Which channels of a canonical module share one order, which groups are free, and why not.
@@ -152,7 +164,8 @@ def find_channel_groups(mod: IRModule) -> ChannelGroups:
     roots = tuple(entries.root(a) for a in range(len(entries.sizes)))
     groups = _named(walk, [units for units in entries.units() if units.size > 1])
     edits = {var: tuple(made) for var, made in walk.edits.items()}
-    return ChannelGroups(mod, groups, edits, roots, tuple(entries.sizes))
+    layers = {(layer, side): axis for layer, side, axis in walk.sides}
+    return ChannelGroups(mod, groups, edits, roots, tuple(entries.sizes), layers)
 
 
 def _named(walk: _Walk, found: list[Units]) -> tuple[ChannelGroup, ...]:

@@ -11,6 +11,7 @@ from tvm.ir import Call, IRModule, Var
 
 from ..layout import FloatArray, IntArray
 from ..planes import AxisGeometry, ConvGeometry
+from ..report import SharedOrder
 from .graph import MAIN, array_of, dtype_of, ints, live_bindings, op_name, static_shape
 
 
@@ -98,12 +99,14 @@ class PlannedLayer:
         plan: the plan with the fewest predicted cycles.
         dense_cycles: predicted cycles of the best dense plan.
         sparse: whether sparse plans were considered.
+        shared: orders that its rows or columns share with other layers (see `fuse_permutations`).
     """
 
     layer: Layer
     plan: Plan
     dense_cycles: float
     sparse: bool
+    shared: tuple[SharedOrder, ...] = ()
 
     @property
     def skips(self) -> bool:

@@ -147,4 +147,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _report(state: Compilation, target: PivotTarget) -> Report:
-    return Report(tuple(state.reports), target.name, tuple(state.notes))
+    return Report(
+        tuple(state.reports),
+        target.name,
+        tuple(state.notes),
+        model_moves=state.model_moves,
+        compiled_moves=state.compiled_moves,
+    )

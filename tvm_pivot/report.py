@@ -36,6 +36,34 @@ class Pivoted:
 
 
 @dataclass(frozen=True)
+class SharedOrder:
+    """An order of channels that all layers of a group share; it is in their weights.
+
+    Attributes:
+        group: the group's name, after the first of its layers, e.g. ``"conv1 rows"``.
+        side: what of this layer is in that order, ``"rows"`` or ``"columns"``.
+        gain: predicted time before / after of the layers it was chosen for.
+    """
+
+    group: str
+    side: Literal["rows", "columns"]
+    gain: float
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Operators that depend on an input and only move elements at run time.
+
+    Attributes:
+        gathers: those that pick or place elements by index, or at a stride: take, gather, ...
+        transposes: permutations of axes, other than of axes of extent 1.
+    """
+
+    gathers: int
+    transposes: int
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """One dense or convolution layer.
 
@@ -55,6 +83,7 @@ class LayerReport:
         kernel: the name of the kernel that runs it; empty when nothing was compiled.
         fills: what the fill of the model's own rows and columns would be with other blocks.
         pivot: the order its rows were given, or None where they have their own.
+        shared: orders its rows and columns were given together with other layers.
     """
 
     name: str
@@ -71,6 +100,7 @@ class LayerReport:
     kernel: str
     fills: tuple[BlockFill, ...] = ()
     pivot: Pivoted | None = None
+    shared: tuple[SharedOrder, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("density", "fill"):
@@ -95,12 +125,16 @@ class Report:
         target: the name of the target the decisions were made for.
         notes: remarks on the whole network, e.g. how many dead rows were dropped.
         compile_seconds: how long compilation took; None when nothing was compiled.
+        model_moves: gathers and transposes in the model; None where they cannot be counted.
+        compiled_moves: those in the compiled graph; None when nothing was compiled.
     """
 
     layers: tuple[LayerReport, ...]
     target: str
     notes: tuple[str, ...] = ()
     compile_seconds: float | None = None
+    model_moves: Moves | None = None
+    compiled_moves: Moves | None = None
 
     @property
     def density(self) -> float:
@@ -135,7 +169,9 @@ class Report:
     def __str__(self) -> str:
         lines = _table(self.layers) if self.layers else ["no dense or convolution layers"]
         lines += ["", *_totals(self)]
+        lines += _moves(self)
         lines += _pivots(self.layers)
+        lines += _shared_orders(self.layers)
         lines += _dense_reasons(self.layers)
         lines += [wrapped for note in self.notes for wrapped in _wrap("note: ", note)]
         return "\n".join(lines)
@@ -181,6 +217,29 @@ def _totals(report: Report) -> list[str]:
     seconds = report.compile_seconds
     state = "not compiled" if seconds is None else f"compiled in {seconds:.1f} s"
     return [total, f"target: {report.target}, {state}"]
+
+
+def _moves(report: Report) -> list[str]:
+    model, compiled = report.model_moves, report.compiled_moves
+    if model is None or compiled is None:
+        return []
+    return [
+        f"moves at run time: {compiled.gathers} gathers, {compiled.transposes} transposes "
+        f"(the model: {model.gathers}, {model.transposes})"
+    ]
+
+
+def _shared_orders(layers: Iterable[LayerReport]) -> list[str]:
+    """The groups of channels that were given an order, and whose rows and columns they are."""
+    groups: dict[tuple[str, float], list[str]] = {}
+    for layer in layers:
+        for order in layer.shared:
+            groups.setdefault((order.group, order.gain), []).append(f"{layer.name} {order.side}")
+    lines = []
+    for (_, gain), sides in groups.items():
+        shown = ", ".join(sides[:6]) + (f" and {len(sides) - 6} more" if len(sides) > 6 else "")
+        lines += _wrap("order: ", f"shared by {shown}: predicted {gain:.2f}x")
+    return lines
 
 
 def _pivots(layers: Iterable[LayerReport]) -> list[str]:
