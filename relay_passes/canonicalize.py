@@ -8,7 +8,7 @@ from __future__ import annotations
 from tvm import relax
 from tvm.ir import Call, Expr, IRModule, Tuple, Var
 
-from . import canonical_layers, clamps, simplify
+from . import canonical_layers, clamps, compiled_functions, simplify
 from .fold_channels import fold_channels
 from .fold_constants import constants, evaluate
 from .graph import (
@@ -73,7 +73,7 @@ class _Simplifier:
         for table in (simplify.RULES, clamps.RULES, canonical_layers.RULES):
             for name, rules in table.items():
                 self.rules[name] = self.rules.get(name, ()) + rules
-        self.rules["call_tir"] = (clamps.raise_call_tir(mod),)
+        self.rules["call_tir"] = (compiled_functions.raise_call_tir(mod),)
         # one folded constant for each distinct computation: unrolled cells share weights
         self.folded: dict[object, Expr] = {}
 

@@ -1,23 +1,17 @@
-"""Clamps in all their disguises: relu, clip, maximum, minimum, where, compiled functions."""
+"""Clamps in all their disguises: relu, clip, maximum, minimum, where."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
-import tvm_ffi
-from tvm import relax, topi
-from tvm.ir import Call, Expr, GlobalVar, IRModule, Tuple
-from tvm.tirx import FloatImm, IntImm, PrimFunc
+from tvm import relax
+from tvm.ir import Call, Expr
+from tvm.tirx import FloatImm, IntImm
 
 from .graph import Rewriter, Rule, dtype_of, is_float, op_name, static_shape, uniform
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-_COMPILED = {
-    "maximum": (topi.maximum, relax.op.maximum),
-    "minimum": (topi.minimum, relax.op.minimum),
-}
 
 
 def clamp_bounds(call: Expr) -> tuple[float, float] | None:
@@ -88,52 +82,6 @@ def where(rw: Rewriter, call: Call) -> Expr | None:
     if uniform(bound) != 0 or not then.same_as(x) or uniform(other, x) != 0:
         return None
     return relax.op.nn.relu(x) if static_shape(call) == static_shape(x) else None
-
-
-def raise_call_tir(mod: IRModule) -> Rule:
-    """A rule that turns compiled `maximum`/`minimum` functions back into operators.
-
-    The ONNX frontend writes Clip as calls of PrimFuncs. A call is recognised by making the same
-    function again and comparing the two.
-    """
-
-    def rule(rw: Rewriter, call: Call) -> Expr | None:
-        callee = call.args[0]
-        if not isinstance(callee, GlobalVar) or not isinstance(call.args[1], Tuple):
-            return None
-        kind = callee.name_hint.rstrip("0123456789_")
-        if kind not in _COMPILED or len(call.args) != 2:
-            return None
-        te_op, relax_op = _COMPILED[kind]
-        func, operands = mod[callee], list(call.args[1].fields)
-        if len(operands) == 2:
-            return relax_op(*operands) if _same_function(func, te_op, operands) else None
-        for bound in _float_immediates(func):
-            if _same_function(func, te_op, [*operands, bound]):
-                return relax_op(*operands, relax.const(bound, dtype_of(operands[0])))
-        return None
-
-    return rule
-
-
-def _same_function(func: PrimFunc, te_op: Callable[..., object], args: list[object]) -> bool:
-    """Whether `func` is what `te_op(*args)` compiles to."""
-    builder = relax.BlockBuilder()
-    call = builder.call_te(te_op, *args)
-    made = builder.get()[call.args[0]]
-    return bool(tvm_ffi.structural_equal(func, made, map_free_vars=True))
-
-
-def _float_immediates(func: PrimFunc) -> list[float]:
-    """The float literals in a function's text, each once."""
-    found: list[float] = []
-
-    def visit(node: FloatImm) -> None:
-        if float(node.value) not in found:
-            found.append(float(node.value))
-
-    tvm_ffi.structural_walk(func.body, (FloatImm, visit))
-    return found
 
 
 RULES: dict[str, tuple[Rule, ...]] = {

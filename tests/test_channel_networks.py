@@ -33,6 +33,7 @@ CASES = (
     (Case("mlp_b1", "1x1@0.1"), 2, 0),
     (Case("lstm", "8x1@0.1", length=4), 0, 0),
     (Case("gru", "8x1@0.1", length=4), 0, 0),
+    (Case("resnet20_cifar", "8x1@0.2"), 12, 0),
 )
 
 
@@ -45,7 +46,11 @@ def assert_nothing_added(report: Report, transposes: int = 0) -> None:
 
 
 @pytest.mark.parametrize(("case", "free", "transposes"), CASES, ids=lambda c: str(c))
-def test_network_in_a_random_order(case: Case, free: int, transposes: int) -> None:
+def test_network_in_a_random_order(
+    case: Case, free: int, transposes: int, request: pytest.FixtureRequest
+) -> None:
+    if case.name.endswith("_cifar"):
+        request.getfixturevalue("shared_data")
     path = zoo.load(case.name, case.variant, image=case.image, length=case.length)
     groups = find_channel_groups(canonicalize(import_model(path).mod))
     assert len(groups.free) == free

@@ -115,6 +115,41 @@ def test_compiled_clips_of_the_onnx_frontend_are_recognised() -> None:
         assert_same_function(mod, out)
 
 
+@pytest.mark.parametrize(
+    ("pads", "value", "mode", "known"),
+    [
+        ([0, 2, 0, 0, 0, 2, 0, 0], 0.0, "constant", True),
+        ([0, 0, 1, 1, 0, 0, 2, 1], 0.5, "constant", True),
+        ([0, 3, 0, 0, 0, 0, 0, 4], 0.0, "constant", True),
+        ([0, 1, 0, 0, 0, 4, 0, 0], 0.0, "constant", False),
+        ([0, 0, 1, 1, 0, 0, 1, 1], 0.0, "reflect", False),
+    ],
+    ids=["both ends", "odd", "one end", "neither", "reflected"],
+)
+def test_compiled_pads_of_the_onnx_frontend_are_recognised(
+    pads: list[int], value: float, mode: str, known: bool
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    from tvm.relax.frontend.onnx import from_onnx
+
+    tensors = [
+        onnx.helper.make_tensor("pads", 7, [8], pads),
+        onnx.helper.make_tensor("value", 1, [], [value]),
+    ]
+    names = ["x", "pads", "value"] if mode == "constant" else ["x", "pads"]
+    node = onnx.helper.make_node("Pad", names, ["y"], mode=mode)
+    out = [n + a + b for n, a, b in zip((2, 3, 4, 5), pads[:4], pads[4:], strict=True)]
+    ends = [
+        onnx.helper.make_tensor_value_info(n, 1, s) for n, s in (("x", (2, 3, 4, 5)), ("y", out))
+    ]
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    mod = from_onnx(model)
+    raised = canonicalize(mod)
+    assert ops(raised) == ["nn.pad" if known else "call_tir"]
+    assert_same_function(mod, raised)
+
+
 def test_other_compiled_functions_stay() -> None:
     def body(bb: relax.BlockBuilder, x: Expr) -> Expr:
         return bb.emit_te(lambda t: tvm.topi.maximum(t, 2 * t), x, primfunc_name_hint="maximum")
