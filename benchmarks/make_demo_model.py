@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import json
 import platform
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,24 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.onnx import symbolic_helper
 from torch.onnx.utils import register_custom_op_symbolic
 
-from tvm_pivot.demo import FOLDER, MEAN, STD, load_images, normalise
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPOSITORY))
+
+from benchmarks.cifar_training import (
+    Split,
+    Training,
+    accuracy,
+    epoch_printer,
+    load_split,
+    train,
+)
+from tvm_pivot.demo import FOLDER, load_images, normalise
 
 BLOCK = 8  # output channels kept or dropped together
 DEMO_IMAGES = 64
@@ -42,12 +51,11 @@ OPSET = 17
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Training):
     """Everything that decides the result, apart from the machine's rounding."""
 
     seed: int = 0
     train_images: int = 50_000
-    batch: int = 128
     dense_epochs: int = 3
     dense_lr: float = 0.02
     prune_epochs: int = 15
@@ -55,11 +63,6 @@ class Recipe:
     ramp: float = 0.4  # share of the pruning steps over which the sparsity rises
     remask_every: int = 50  # steps between two choices of blocks while it rises
     sparsity: float = 0.85
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    temperature: float = 4.0
-    distill: float = 0.7  # weight of the teacher's loss; the labels get the rest
-    bf16: bool = True  # autocast in training; evaluation is always float32
 
 
 class BasicBlock(nn.Module):
@@ -106,52 +109,21 @@ class ResNet20(nn.Module):
         return logits
 
 
-@dataclass(frozen=True)
-class Split:
-    """Decoded images: pixels uint8 [n, 3, 32, 32], labels int64 [n], the class names."""
-
-    pixels: Tensor
-    labels: Tensor
-    classes: list[str]
-
-
-def load_split(path: Path, count: int | None = None) -> Split:
-    """Decode the first `count` images (all of them for None) of one JPEG archive."""
-    with np.load(path, allow_pickle=False) as stored:
-        jpeg, offsets, labels = stored["jpeg"], stored["offsets"], stored["labels"]
-        classes = [str(name) for name in stored["classes"]]
-    count = len(labels) if count is None else min(count, len(labels))
-    pixels = np.empty((count, 32, 32, 3), np.uint8)
-    for i in range(count):
-        encoded = io.BytesIO(jpeg[offsets[i] : offsets[i + 1]].tobytes())
-        pixels[i] = np.asarray(Image.open(encoded).convert("RGB"))
-    planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-    return Split(planes, torch.from_numpy(labels[:count].astype(np.int64)), classes)
-
-
-def to_input(pixels: Tensor) -> Tensor:
-    """uint8 [n, 3, 32, 32] -> normalised float32, channels last (the faster layout here)."""
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
-    return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def augment(pixels: Tensor) -> Tensor:
-    """Random 32x32 crops out of 40x40 (zero padding of 4) and horizontal flips, per image."""
-    n = len(pixels)
-    padded = F.pad(pixels, (4, 4, 4, 4))
-    span = torch.arange(32)
-    rows = torch.randint(9, (n, 1)) + span
-    columns = torch.randint(9, (n, 1)) + span
-    columns = torch.where(torch.rand(n, 1) < 0.5, columns, columns.flip(1))
-    image = torch.arange(n).view(n, 1, 1, 1)
-    channel = torch.arange(3).view(1, 3, 1, 1)
-    return padded[image, channel, rows.view(n, 1, 32, 1), columns.view(n, 1, 1, 32)]
-
-
 class BlockPruner:
-    """Keeps the strongest 8x1 blocks of each convolution, and the others at exactly zero."""
+    """Keeps the strongest 8x1 blocks of each convolution, and the others at exactly zero.
 
-    def __init__(self, net: nn.Module) -> None:
+    Args:
+        net: the network.
+        sparsity: the share of blocks dropped in the end.
+        ramp_steps: training steps over which it rises to that.
+        every: steps between two choices of blocks while it rises.
+    """
+
+    def __init__(
+        self, net: nn.Module, sparsity: float = 0.0, ramp_steps: float = 1.0, every: int = 1
+    ) -> None:
+        self._sparsity, self._ramp_steps, self._every = sparsity, ramp_steps, every
+        self._step = 0
         self.weights = {
             name: m.weight
             for name, m in net.named_modules()
@@ -171,9 +143,17 @@ class BlockPruner:
             self.masks[name].copy_(rows.view(weight.shape))
         self.apply()
 
+    def step(self) -> None:
+        """After each step of the optimiser: choose anew if it is time, and zero what is dropped."""
+        self._step += 1
+        self.apply()
+        ramping = self._step <= self._ramp_steps + self._every
+        if ramping and self._step % self._every == 0:
+            self.choose(cubic(self._step / self._ramp_steps, self._sparsity))
+
     @torch.no_grad()
     def apply(self) -> None:
-        """Zero what is dropped; called after each optimiser step (momentum moves it again)."""
+        """Zero what is dropped; momentum moves it again with every step."""
         for name, weight in self.weights.items():
             weight.mul_(self.masks[name])
 
@@ -181,88 +161,6 @@ class BlockPruner:
 def cubic(progress: float, final: float) -> float:
     """Zhu & Gupta's schedule: fast while there is much to drop, slow near the end."""
     return final * (1 - (1 - min(progress, 1.0)) ** 3)
-
-
-@torch.no_grad()
-def accuracy(net: nn.Module, split: Split) -> float:
-    """Percentage of images classified right, in float32 and inference mode."""
-    net.eval()
-    right = 0
-    for pixels, labels in zip(
-        torch.split(split.pixels, 500), torch.split(split.labels, 500), strict=True
-    ):
-        right += int((net(to_input(pixels)).argmax(1) == labels).sum())
-    return 100.0 * right / len(split.labels)
-
-
-def loss_of(net: nn.Module, teacher: nn.Module | None, x: Tensor, y: Tensor, r: Recipe) -> Tensor:
-    """Cross-entropy, mixed with the divergence from the teacher's softened answer if any."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=r.bf16):
-        logits = net(x).float()
-        if teacher is None:
-            return F.cross_entropy(logits, y)
-        with torch.no_grad():
-            target = F.log_softmax(teacher(x).float() / r.temperature, 1)
-    soft = F.log_softmax(logits / r.temperature, 1)
-    divergence = F.kl_div(soft, target, reduction="batchmean", log_target=True)
-    # T^2 keeps the gradient's size independent of the temperature (Hinton et al. 2015).
-    scaled = divergence * r.temperature**2
-    return r.distill * scaled + (1 - r.distill) * F.cross_entropy(logits, y)
-
-
-def train(
-    net: nn.Module,
-    data: Split,
-    recipe: Recipe,
-    epochs: int,
-    lr: float,
-    report: Callable[[int, float], None],
-    teacher: nn.Module | None = None,
-    pruner: BlockPruner | None = None,
-) -> None:
-    """Momentum SGD with a cosine learning rate; `pruner`, if any, prunes on the way."""
-    optimiser = torch.optim.SGD(
-        net.parameters(), lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
-    )
-    steps_per_epoch = len(data.labels) // recipe.batch
-    total = max(1, epochs * steps_per_epoch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
-    ramp_steps = recipe.ramp * total
-    step = 0
-    for epoch in range(epochs):
-        net.train()
-        order = torch.randperm(len(data.labels))[: steps_per_epoch * recipe.batch]
-        loss_sum = 0.0
-        for batch in torch.split(order, recipe.batch):
-            ramping = step <= ramp_steps + recipe.remask_every
-            if pruner is not None and ramping and step % recipe.remask_every == 0:
-                pruner.choose(cubic(step / ramp_steps, recipe.sparsity))
-            x = to_input(augment(data.pixels[batch]))
-            loss = loss_of(net, teacher, x, data.labels[batch], recipe)
-            optimiser.zero_grad()
-            torch.autograd.backward(loss)
-            optimiser.step()
-            if pruner is not None:
-                pruner.apply()
-            schedule.step()
-            loss_sum += float(loss.detach())
-            step += 1
-        report(epoch + 1, loss_sum / steps_per_epoch)
-
-
-def epoch_printer(title: str, net: nn.Module, test: Split) -> Callable[[int, float], None]:
-    """A callback that prints loss, time and, on a tenth of the test images, accuracy."""
-    start = time.perf_counter()
-    sample = Split(test.pixels[:1000], test.labels[:1000], test.classes)
-
-    def report(epoch: int, loss: float) -> None:
-        seconds = time.perf_counter() - start
-        score = accuracy(net, sample)
-        print(
-            f"{title} {epoch}: loss {loss:.3f}, {score:.1f} % of 1000, {seconds:.0f} s", flush=True
-        )
-
-    return report
 
 
 @symbolic_helper.parse_args("v", "is", "s", "v")
@@ -342,9 +240,13 @@ def make(data: Path, out: Path, recipe: Recipe) -> None:
     scores["dense_fine_tuned"] = accuracy(net, test)
     print(f"dense fine-tuned: {scores['dense_fine_tuned']:.2f} %", flush=True)
 
-    teacher, pruner = copy.deepcopy(net).eval(), BlockPruner(net)
+    teacher = copy.deepcopy(net).eval()
+    ramp = recipe.ramp * recipe.prune_epochs * (len(train_set.labels) // recipe.batch)
+    pruner = BlockPruner(net, recipe.sparsity, ramp, recipe.remask_every)
     report = epoch_printer("prune epoch", net, test)
-    train(net, train_set, recipe, recipe.prune_epochs, recipe.prune_lr, report, teacher, pruner)
+    train(
+        net, train_set, recipe, recipe.prune_epochs, recipe.prune_lr, report, teacher, pruner.step
+    )
     scores["pruned"] = accuracy(net, test)
     print(f"pruned: {scores['pruned']:.2f} %", flush=True)
 
@@ -379,9 +281,8 @@ def write_facts(
 
 def main() -> None:
     """Command line: where the data lies, where to write, and what of the recipe to change."""
-    repository = Path(__file__).resolve().parents[1]
     parser = argparse.ArgumentParser(description="Make the demo's block-pruned ResNet-20.")
-    parser.add_argument("--data", type=Path, default=repository.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--threads", type=int, default=1)
     for name, default in asdict(Recipe()).items():

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
         InputError,
         ModelImportError,
         PivotError,
+        PruneError,
         UnsupportedTargetError,
     )
+    from .prune.api import prune, pruner
+    from .prune.report import PruneReport
     from .report import LayerReport, Report
     from .session import Session
     from .targets import PivotTarget
@@ -43,12 +46,16 @@ _HOMES = {
     "ModelImportError": "errors",
     "PivotError": "errors",
     "PivotTarget": "targets",
+    "PruneError": "errors",
+    "PruneReport": "prune.report",
     "Report": "report",
     "Session": "session",
     "UnsupportedTargetError": "errors",
     "build": "compiler",
     "inspect": "compiler",
     "load": "artifact",
+    "prune": "prune.api",
+    "pruner": "prune.api",
 }
 
 __all__ = [
@@ -59,6 +66,8 @@ __all__ = [
     "ModelImportError",
     "PivotError",
     "PivotTarget",
+    "PruneError",
+    "PruneReport",
     "Report",
     "Session",
     "UnsupportedTargetError",
@@ -66,6 +75,8 @@ __all__ = [
     "build",
     "inspect",
     "load",
+    "prune",
+    "pruner",
 ]
 
 

@@ -23,3 +23,7 @@ class InputError(PivotError):
 
 class ArtifactError(PivotError):
     """A saved artifact is missing, damaged, or made for another machine."""
+
+
+class PruneError(PivotError):
+    """A network cannot be pruned as asked, or torch, which that needs, is not installed."""
