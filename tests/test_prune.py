@@ -121,6 +121,17 @@ def test_a_pruned_network_compiles_and_agrees_with_torch(
     np.testing.assert_allclose(compiled.run(x.numpy()), want, rtol=1e-4, atol=1e-5)
 
 
+def test_relative_saliency_does_not_see_the_scale_of_rows() -> None:
+    nets = [make(Mlp), make(Mlp)]
+    with torch.no_grad():
+        for weight in (p for p in nets[1].parameters() if p.ndim > 1):
+            weight.mul_(2.0 ** (torch.arange(len(weight)) % 5 - 2)[:, None])
+    for net in nets:
+        tvm_pivot.prune(net, density=0.25, block="4x1", saliency="relative")
+    for one, other in zip(*(matrices(net).values() for net in nets), strict=True):
+        np.testing.assert_array_equal(one != 0, other != 0)
+
+
 # ---- latencies ---------------------------------------------------------------------------------
 
 

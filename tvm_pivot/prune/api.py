@@ -52,9 +52,9 @@ def prune(
         target: the machine whose time and block shapes count; see `build`.
         example_inputs: as for `build`; needed for `latency`, for ``"auto"``, and for R x R.
         skip: names of layers to leave dense, ``*`` stands for any part.
-        saliency: what a weight counts: ``"magnitude"``, its size; ``"relative"``, its size within
-            its row, for rows that a batch norm scales anyway; ``"gradient"``, its size times that
-            of its gradient, of gradients that are there already.
+        saliency: what a weight counts: ``"magnitude"``, its size; ``"relative"``, its square
+            over the mean square of its row, for rows that a batch norm scales anyway;
+            ``"gradient"``, its size times that of its gradient, which must be there already.
         pivot: False keeps neighbours in blocks.
         measure: correct the predicted latency by what copies of the model, pruned and compiled,
             take on this machine.

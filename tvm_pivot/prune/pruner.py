@@ -241,8 +241,9 @@ class Pruner:
             size = pruned.layer.matrix(weight.abs())
             if self._settings.saliency == "magnitude":
                 return size
-            mean = np.sqrt(np.mean(np.square(size), axis=1, keepdims=True))
-            relative: FloatArray = size / np.maximum(mean, np.finfo(np.float32).tiny)
+            energy = np.square(size)
+            mean = np.mean(energy, axis=1, keepdims=True)
+            relative: FloatArray = energy / np.maximum(mean, np.finfo(np.float32).tiny)
             return relative
         if pruned.average is not None:
             return pruned.layer.matrix(pruned.average)
