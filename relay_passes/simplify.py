@@ -6,6 +6,8 @@ call's arguments are bound to, which has been simplified before.
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import tvm
 from tvm import relax
@@ -84,6 +86,19 @@ def unchanged(_: Rewriter, call: Call) -> Expr | None:
     if op_name(call) == "strided_slice" and slices(call, len(shape)) is None:
         return None
     return x
+
+
+def take_from_the_end(_: Rewriter, call: Call) -> Expr | None:
+    """take with constant indices that count from the end; TVM would read before the start."""
+    x, index = call.args
+    shape, value, axis = static_shape(x), array_of(index), call.attrs.axis
+    if call.attrs.mode != "fast" or shape is None or value is None or value.dtype.kind != "i":
+        return None
+    extent = prod(shape) if axis is None else shape[int(axis)]
+    if value.size == 0 or int(value.min()) >= 0 or int(value.min()) < -extent:
+        return None
+    counted = np.where(value < 0, value + extent, value).astype(value.dtype)
+    return relax.op.take(x, constant(counted), axis, "fast")
 
 
 def single_concat(_: Rewriter, call: Call) -> Expr | None:
@@ -191,6 +206,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "permute_dims": (permute_dims,),
     **dict.fromkeys(("broadcast_to", "astype", "strided_slice"), (unchanged,)),
     "concat": (single_concat,),
+    "take": (take_from_the_end,),
     **dict.fromkeys(("shape_of", "shape_to_tensor", "tensor_to_shape"), (shape_values,)),
     **dict.fromkeys(("maximum", "minimum"), (unbroadcast_operand, constant_second)),
     **dict.fromkeys(("add", "multiply"), (unbroadcast_operand, constant_second, neutral_operand)),

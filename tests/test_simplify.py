@@ -264,6 +264,15 @@ def test_views_and_arithmetic(name: str) -> None:
             np.testing.assert_allclose(a, e, rtol=1e-6)
 
 
+@pytest.mark.parametrize("index", [-1, -3, [-1, 0, 1], [[2, -2]], [-3, -1]])
+def test_indices_that_count_from_the_end(index: object) -> None:
+    picked = np.asarray(index, "int64")
+    data = normal(2, 3, 4)
+    mod = make(lambda bb, x: bb.emit(relax.op.take(x, relax.const(picked), 1, "fast")), (2, 3, 4))
+    (got,) = run(canonicalize(mod), data)
+    np.testing.assert_array_equal(got, data.take(picked, 1))
+
+
 def test_mean_axes_count_from_the_front() -> None:
     out = checked(chained(lambda x: relax.op.mean(x, [-1, 1])), (2, 3, 4))
     assert ints(calls(out, "mean")[0].attrs.axis) == (1, 2)
