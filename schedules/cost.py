@@ -17,10 +17,10 @@ from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem
 # Cycles per stored vector, and around one ragged loop.
 STORE_CYCLES = 1.1
 LOOP_CYCLES = 4.0
-# A weight that is broadcast to a vector; a vector of the input that is not aligned, from level 1
-# and as a factor from level 2; a load that is an instruction of its own (with one row per block the
-# multiply-add does it).
-BROADCAST_CYCLES = 0.34
+# A weight that is broadcast to a vector, and one that the only multiply-add which it serves
+# broadcasts by itself; a vector of the input that is not aligned, from level 1 and as a factor from
+# level 2; a load that is an instruction of its own (with one row per block it is not).
+BROADCAST_CYCLES, FOLDED_BROADCAST = 0.34, 0.5
 STRADDLING_NEAR, STRADDLING_FAR = 0.9, 1.25
 SEPARATE_LOAD = 1.25
 # How sharply the busier of two units hides the other: the exponent of their norm.
@@ -93,7 +93,13 @@ def _step_cycles(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) 
     if r_ > 1:
         load *= SEPARATE_LOAD
     fma = r_ * p_ / target.fma_per_cycle
-    return _overlapped(fma, p_ * load + r_ * BROADCAST_CYCLES, target.fma_latency)
+    return _overlapped(fma, p_ * load + _broadcasts(r_, p_), target.fma_latency)
+
+
+def _broadcasts(rows: int, vectors: int) -> float:
+    """Cycles of the weights' loads in one entry."""
+    folded = vectors == 1 and rows > 1
+    return rows * (FOLDED_BROADCAST if folded else BROADCAST_CYCLES)
 
 
 def _k_tiled_cycles(
@@ -108,7 +114,7 @@ def _k_tiled_cycles(
     if r_ > 1:
         load *= SEPARATE_LOAD
     latency = LATENCY_SHOWN * target.fma_latency
-    step = _overlapped(r_ * p_ / target.fma_per_cycle, p_ * load + r_ * BROADCAST_CYCLES, latency)
+    step = _overlapped(r_ * p_ / target.fma_per_cycle, p_ * load + _broadcasts(r_, p_), latency)
     rest = STORE_CYCLES + REST_CYCLES * (s_ - 1)
     copies = 0.0
     if tile.panel:

@@ -255,9 +255,10 @@ def test_few_groups_of_pixels_are_shared_out_as_stretches_of_rows():
     assert tile.stretches * -(-64 // (tile.tiles * tile.width)) % 4 == 0
 
 
+@pytest.mark.parametrize("height", [8, 16])
 @pytest.mark.parametrize("density", [0.1, 1.0])
 @pytest.mark.parametrize(("channels", "size"), [(64, 56), (128, 28), (256, 14)])
-def test_blocks_of_eight_rows_are_not_run_as_lower_ones(channels, size, density):
+def test_high_blocks_are_run_as_blocks_of_eight_rows(channels, size, density, height):
     axis = AxisGeometry(size, 3, 1, 1, 1, 1)
     g = ConvGeometry(1, channels, channels, axis, axis)
     described = PRESETS["sapphire-rapids"]
@@ -265,7 +266,7 @@ def test_blocks_of_eight_rows_are_not_run_as_lower_ones(channels, size, density)
     for rows in (16, 8, 4, 2):
         blocks = channels // rows
         # Of blocks of eight, one of sixteen is kept where either half is.
-        kept = 1 - (1 - density) ** 2 if rows == 16 else density
+        kept = 1 - (1 - density) ** 2 if rows > height else density
         entries = round(blocks * channels * 9 * kept)
         cycles[rows] = choose_planes(problem_of(g, rows, blocks), entries, described)[1]
     assert min(cycles, key=cycles.get) == 8
