@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from tvm import s_tir, tirx
@@ -12,6 +13,7 @@ from .moves import finish, overlap_tail, parallelise, split_vector
 
 # An expression of more nodes is not inlined any further: it would be repeated at every use.
 MAX_INLINED = 600
+RESHAPE = "T_reshape"  # what TVM's operator library calls it
 COSTLY = 8  # additions; repeating less is cheaper than storing
 
 
@@ -28,10 +30,22 @@ def apply(func: tirx.PrimFunc, target: PivotTarget) -> s_tir.Schedule | None:
 
 def inline_spatial(sch: s_tir.Schedule, blocks: list[Block]) -> list[Block]:
     """Inline every block that may be; the remaining ones, in normal form."""
+    blocks = _without_last_views(sch, blocks)
     outputs = {str(sch.get(rv).name_hint) for rv in sch.get_output_blocks("root")}
     for block in blocks:
         if block.name not in outputs and _inlinable(sch, block):
             sch.compute_inline(block.rv)
+    remaining = leaf_blocks(sch)
+    assert remaining is not None, "inlining keeps the normal form"
+    return remaining
+
+
+def _without_last_views(sch: s_tir.Schedule, blocks: list[Block]) -> list[Block]:
+    """Let what a reshape of the result reads write in its place: its axes say how data lies."""
+    for rv in sch.get_output_blocks("root"):
+        if str(sch.get(rv).name_hint).startswith(RESHAPE):
+            with suppress(s_tir.ScheduleError):  # it repeats or leaves out elements, or is alone
+                sch.reverse_compute_inline(rv)
     remaining = leaf_blocks(sch)
     assert remaining is not None, "inlining keeps the normal form"
     return remaining

@@ -49,6 +49,27 @@ def test_broadcast_chain_and_transpose(data: Any, shape: tuple[int, ...], target
 
 
 @FEW
+@given(data=st.data(), shape=shapes(), target=TARGETS)
+def test_views_behind_chains_and_transposes(data: Any, shape: tuple[int, ...], target: Any) -> None:
+    axes = data.draw(st.permutations(range(len(shape))))
+    flat = data.draw(st.sampled_from([(1, -1), (-1,), (-1, shape[axes[-1]])]))
+    new = tuple(math.prod(shape) // math.prod(abs(s) for s in flat) if s < 0 else s for s in flat)
+    compare(
+        lambda x: op.reshape(op.permute_dims(op.nn.relu(x), axes), new),
+        lambda x: F.relu(x).permute(axes).reshape(new),
+        shape,
+        target=target,
+    )
+
+
+def test_a_view_leaves_the_axes_of_the_transpose_before_it() -> None:
+    mod = module(lambda x: op.reshape(op.permute_dims(x), (1, 98304)), (128, 768))
+    (func,) = functions(schedule_functions(mod, HOST)).values()
+    loops = [int(loop.extent) for loop in walk(func.body, tirx.For)]
+    assert sorted(loops) == sorted([128 // HOST.lanes, 768 // HOST.lanes, HOST.lanes, HOST.lanes])
+
+
+@FEW
 @given(data=st.data(), shape=shapes(3), target=TARGETS)
 def test_concat_pad_slice(data: Any, shape: tuple[int, ...], target: Any) -> None:
     axis = data.draw(st.integers(0, len(shape) - 1))
