@@ -42,8 +42,19 @@ def detect(
         sparse: False plans every layer dense: the same kernels, with no zero skipped.
         pivot_seconds: for the general search for orders of rows, in all layers together.
     """
-    seconds = SearchTime(pivot_seconds)
-    return [plan_layer(layer, target, sparse, seconds) for layer in find_layers(mod)]
+    seconds, planned = SearchTime(pivot_seconds), list[PlannedLayer]()
+    for layer in find_layers(mod):
+        # The steps of an unrolled recurrent layer have the same weights.
+        known = next((p for p in reversed(planned) if _alike(p.layer, layer)), None)
+        found = plan_layer(layer, target, sparse, seconds) if known is None else known
+        planned.append(replace(found, layer=layer))
+    return planned
+
+
+def _alike(one: Layer, other: Layer) -> bool:
+    """Whether two layers are the same but for their inputs."""
+    same = (one.op, one.geometry) == (other.op, other.geometry)
+    return same and np.array_equal(one.matrix, other.matrix)
 
 
 def planes_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> PlanesProblem:

@@ -1,5 +1,7 @@
 """What the passes make of a graph: fused epilogues, shared planes, transposes, plans, reports."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 from tvm import relax
@@ -13,6 +15,8 @@ from tvm_pivot.relay_passes.layers import find_layers
 from tvm_pivot.targets import resolve
 
 RNG = np.random.default_rng(7)
+# The package exports the pass of the same name.
+detect_pass = import_module("tvm_pivot.relay_passes.detect")
 
 
 def module(shapes, body):
@@ -258,3 +262,25 @@ def test_debug_dir_holds_the_module_after_each_phase(tmp_path):
     assert phases == ["import", *(p.name for p in PHASES), "compile"]
     assert "nn.conv2d" in (tmp_path / "00_import.py").read_text()
     assert "nn.conv2d" not in (tmp_path / names[-1]).read_text()
+
+
+def test_layers_of_the_same_weights_are_planned_once(monkeypatch):
+    planned = []
+    plan_layer = detect_pass.plan_layer
+
+    def counted(layer, *rest):
+        planned.append(layer.name)
+        return plan_layer(layer, *rest)
+
+    monkeypatch.setattr(detect_pass, "plan_layer", counted)
+    weight = (RNG.standard_normal((32, 32)) * (RNG.random((32, 32)) < 0.1)).astype("float32")
+
+    def body(emit, x):
+        for _ in range(3):
+            x = emit(relax.op.tanh(emit(relax.op.matmul(x, relax.const(weight)))))
+        return emit(relax.op.matmul(x, relax.const(2 * weight)))
+
+    found = detect(module([(2, 32)], body), resolve("x86"))
+    assert len(planned) == 2
+    assert len({p.layer.name for p in found}) == 4
+    assert found[0].plan is found[2].plan is not found[3].plan
