@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ModelImportError,
         PivotError,
         PruneError,
+        TuningError,
         UnsupportedTargetError,
     )
     from .prune.api import prune, pruner
@@ -50,6 +51,7 @@ _HOMES = {
     "PruneReport": "prune.report",
     "Report": "report",
     "Session": "session",
+    "TuningError": "errors",
     "UnsupportedTargetError": "errors",
     "build": "compiler",
     "inspect": "compiler",
@@ -70,6 +72,7 @@ __all__ = [
     "PruneReport",
     "Report",
     "Session",
+    "TuningError",
     "UnsupportedTargetError",
     "__version__",
     "build",

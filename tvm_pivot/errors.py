@@ -27,3 +27,7 @@ class ArtifactError(PivotError):
 
 class PruneError(PivotError):
     """A network cannot be pruned as asked, or torch, which that needs, is not installed."""
+
+
+class TuningError(PivotError):
+    """A tuning log cannot be read or written, or the machines to measure on cannot be reached."""

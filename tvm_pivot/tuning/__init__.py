@@ -1,0 +1,1 @@
+"""Tuning: records of what was measured, and the machines to measure on."""
