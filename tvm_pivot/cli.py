@@ -1,4 +1,4 @@
-"""The command line: ``tvm-pivot inspect | build | run | bench``.
+"""The command line: ``tvm-pivot inspect | build | run | bench | farm``.
 
 TVM takes seconds to import, so it is imported inside the commands: ``--help`` stays quick.
 """
@@ -28,6 +28,7 @@ from .cli_common import (
     phases,
     print_json,
 )
+from .cli_farm import farm
 from .errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ def run(
 
 
 app.command()(bench)
+app.add_typer(farm, name="farm")
 
 
 def read_inputs(texts: Iterable[str], net: Session) -> dict[str, npt.NDArray[Any]]:
