@@ -89,6 +89,32 @@ def test_nothing_to_choose_from_keeps_its_order() -> None:
 
 @given(
     rows=st.integers(1, 20),
+    channels=st.integers(1, 9),
+    taps=st.sampled_from([1, 4]),
+    block=st.sampled_from([(1, 1), (8, 1), (3, 3)]),
+    density=st.floats(0.02, 1.0),
+    seed=st.integers(0, 99),
+)
+def test_each_weight_is_told_what_its_block_lacks(
+    rows: int, channels: int, taps: int, block: tuple[int, int], density: float, seed: int
+) -> None:
+    shape = LayerShape(rows, channels, taps)
+    matrix = saliency(rows, shape.columns, seed)
+    blocks = Blocks(shape, matrix, shape.natural(BlockShape(*block)))
+    weights = round(density * shape.weights)
+    exact = matrix.astype(np.float64).reshape(rows, channels, taps)
+    owner = np.arange(rows) // block[0], np.arange(channels) // block[1]
+    sums = np.zeros(exact.shape)
+    for row, channel, tap in np.ndindex(exact.shape):
+        inside = np.ix_(owner[0] == owner[0][row], owner[1] == owner[1][channel], [tap])
+        sums[row, channel, tap] = exact[inside].sum()
+    least = sums.reshape(rows, -1)[blocks.mask(weights)].min()
+    want = np.maximum(1 - sums / least, 0).reshape(rows, -1)
+    np.testing.assert_allclose(blocks.lack(weights), want, atol=1e-5)
+
+
+@given(
+    rows=st.integers(1, 20),
     channels=st.integers(1, 12),
     taps=st.sampled_from([1, 4, 9]),
     groups=st.sampled_from([1, 2]),

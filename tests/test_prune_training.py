@@ -86,6 +86,29 @@ def test_dropped_weights_learn_while_they_may_come_back_and_rest_later() -> None
     assert gradient_of_dropped() == 0
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_blocks_that_will_go_shrink_while_density_falls_and_others_stay(every: int) -> None:
+    net = make(Mlp)
+    before = {name: p.detach().clone() for name, p in net.named_parameters() if p.ndim > 1}
+    pruner = tvm_pivot.pruner(net, density=0.25, block="8x1", steps=60, every=every, ramp=0.5)
+    seen: dict[str, list[torch.Tensor]] = {name: [weight] for name, weight in before.items()}
+    for _ in range(60):  # without an optimiser: nothing else moves a weight
+        pruner.step()
+        for name, weights in seen.items():
+            own: Any = net.get_submodule(name.removesuffix(".weight")).parametrizations.weight
+            weights.append(own.original.detach().clone())
+    pruner.finalize()
+    after = dict(net.named_parameters())
+    for name, weights in seen.items():
+        stays = after[name] != 0
+        assert torch.equal(after[name][stays], before[name][stays])
+        sizes = torch.stack([weight.abs()[~stays] for weight in weights])
+        assert (sizes[1:] <= sizes[:-1]).all()
+        assert torch.equal(sizes[31], sizes[-1]), "the ramp is over"
+        assert float(sizes[-1].square().sum() / sizes[0].square().sum()) < 0.05
+        assert float((sizes[-1] / sizes[0]).min()) > 1e-5, "no more than the worst block shrinks"
+
+
 @pytest.mark.parametrize("stop", [3, 8, 13])
 @pytest.mark.parametrize("saliency", ["magnitude", "gradient"])
 def test_training_goes_on_after_a_break_as_if_there_was_none(stop: int, saliency: Any) -> None:

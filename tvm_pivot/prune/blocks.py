@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,12 +112,27 @@ class Blocks:
         """The best blocks that hold about so many weights: bool [N, columns]."""
         flat = np.zeros(self.scores.size, bool)
         flat[self.order[: self.count(weights)]] = True
-        kept: Mask = flat.reshape(self.scores.shape)
+        mask: Mask = self._spread(flat.reshape(self.scores.shape))
+        return mask
+
+    def lack(self, weights: int) -> FloatArray:
+        """What the block of each weight is short of to stay when about so many weights do.
+
+        Returns:
+            float32 [N, columns]: 0 in blocks that stay, 1 in those that are worth nothing.
+        """
+        least = self.scores.flat[self.order[self.count(weights) - 1]]
+        short = 1 - self.scores / np.maximum(least, np.finfo(np.float32).tiny)
+        lack: FloatArray = self._spread(np.maximum(short, 0).astype(np.float32))
+        return lack
+
+    def _spread(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """One value per block, shaped like `scores`, for each weight: [N, columns]."""
         channels = self.grouping.channels
         if channels is not None:
-            kept = kept.reshape(len(kept), -1, self.shape.taps)[:, channels].reshape(len(kept), -1)
-        mask: Mask = kept[self.grouping.rows]
-        return mask
+            planes = values.reshape(len(values), -1, self.shape.taps)
+            values = planes[:, channels].reshape(len(values), -1)
+        return values[self.grouping.rows]
 
     def part(self, weights: int) -> Part:
         """What the layer wants of its row groups when it keeps so many weights."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # they import TVM, which takes seconds and is often not neede
 # Rows are grouped anew in this share of the ramp, while little is dropped: later, that would take
 # back much of what training has adapted to.
 REGROUPING = 0.2
+# The powers of e by which a worthless block shrinks over the ramp.
+SHRINKING = 10.0
 # How much of the average |w * gradient| each step keeps.
 MEMORY = 0.9
 
@@ -53,9 +55,10 @@ class Pruner:
     >>> print(pruner.finalize())
 
     While density falls, the gradient reaches dropped weights as if they were not dropped, so that
-    they can come back when blocks are chosen anew. Which rows share them is chosen anew only as
-    long as little is dropped. After ``settle * steps`` steps
-    nothing is chosen any more, and only kept weights learn.
+    they can come back when blocks are chosen anew. Each choice also shrinks the weights of blocks
+    that the final density has no room for. Which rows share blocks is chosen anew only as long as
+    little is dropped. After ``settle * steps`` steps nothing is chosen any more, and only kept
+    weights learn.
 
     To go on later: save ``model.state_dict()`` and ``pruner.state_dict()``, make model and pruner
     as before, and load both.
@@ -113,6 +116,7 @@ class Pruner:
         last_choice = self._step == self._last_choice
         if last_choice or (progress < self._settings.settle and self._is_turn):
             self._choose(progress / self._settings.ramp)
+            self._shrink(progress / self._settings.ramp)
         if last_choice:
             for pruned in self._pruned:
                 pruned.weight.regrow(False)
@@ -277,6 +281,22 @@ class Pruner:
             pruned.grouping, pruned.kept = own.grouping, weights
             mask = own.mask(round(whole * cubic(progress, weights / whole)))
             pruned.weight.mask.copy_(torch.from_numpy(mask).view(pruned.weight.mask.shape))
+
+    @torch.no_grad()
+    def _shrink(self, progress: float) -> None:
+        """Shrink the blocks that the final density has no room for, the worst of them fastest.
+
+        The network gets used to their absence before they are dropped, and one that has begun to
+        shrink seldom comes back. The pull grows with `progress`, the share of the ramp.
+        """
+        if progress >= 1:
+            return
+        turn = self._settings.every / (self._settings.ramp * self._settings.steps)
+        pull = SHRINKING * 2 * progress * turn
+        for pruned in self._pruned:
+            lack = torch.from_numpy(self._blocks(pruned).lack(pruned.kept))
+            weight = pruned.weight.original
+            weight.mul_(torch.exp(-pull * lack).view(weight.shape).to(weight))
 
     @property
     def _names(self) -> list[str]:
