@@ -164,14 +164,17 @@ def main() -> int:
                 f"{r['own_speedup']:12.1f}x {r['useful_gflops']:8.0f}",
                 flush=True,
             )
-    blocks = [r for r in results if r["block"] == "8x1"]
-    for key, label in (("fraction_of_linear", "torch"), ("own_fraction_of_linear", "our own")):
-        values = [r[key] for r in blocks]
-        mean = math.exp(statistics.fmean(map(math.log, values)))
-        print(
-            f"8x1 blocks, fraction of linear over {label} dense: geometric mean {mean:.2f}, "
-            f"least {min(values):.2f}"
-        )
+    for block, title in (("8x1", "8x1 blocks"), ("1x1", "unstructured")):
+        some = [r for r in results if r["block"] == block]
+        rates = [r["useful_gflops"] for r in some]
+        print(f"{title}: {min(rates):.0f} to {max(rates):.0f} GFLOP/s of what is kept")
+        for key, label in (("fraction_of_linear", "torch"), ("own_fraction_of_linear", "our own")):
+            values = [r[key] for r in some]
+            mean = math.exp(statistics.fmean(map(math.log, values)))
+            print(
+                f"{title}, fraction of linear over {label} dense: geometric mean {mean:.2f}, "
+                f"least {min(values):.2f}"
+            )
     least = min(r["speedup"] for r in results if r["block"] == "1x1")
     print(f"unstructured at 0.1: least speed-up over torch {least:.1f}x")
     if args.json:

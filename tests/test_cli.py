@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -291,14 +290,12 @@ def test_python_m_and_version() -> None:
 
 
 def test_help_does_not_wait_for_tvm() -> None:
-    code = "import sys, tvm_pivot.cli; print({'tvm', 'torch', 'numpy'} & sys.modules.keys())"
-    assert fresh(["-c", code]).stdout == "set()\n"
-    best = min(_seconds(["-m", "tvm_pivot", "--help"]) for _ in range(3))
-    empty = min(_seconds(["-c", "pass"]) for _ in range(3))
-    assert best < 0.5 + 4 * empty
-
-
-def _seconds(words: Sequence[str]) -> float:
-    started = time.perf_counter()
-    fresh(words)
-    return time.perf_counter() - started
+    """Neither the import nor the whole of ``--help`` loads what takes long; no clock is asked."""
+    heavy = "{'tvm', 'tvm_ffi', 'torch', 'numpy', 'onnx'} & sys.modules.keys()"
+    assert fresh(["-c", f"import sys, tvm_pivot.cli; print({heavy})"]).stdout == "set()\n"
+    code = (
+        "import atexit, sys; from tvm_pivot.cli import main; "
+        f"atexit.register(lambda: print({heavy})); sys.argv = ['tvm-pivot', '--help']; main()"
+    )
+    done = fresh(["-c", code])
+    assert "Usage:" in done.stdout and done.stdout.endswith("set()\n")
