@@ -8,11 +8,9 @@ import torch
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planes_oracle import packed_for
 
-from tvm_pivot.layout import BlockShape
-from tvm_pivot.pack import column_tiles, join, pack
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
-from tvm_pivot.relay_passes.pack_layer import panel_tables
 from tvm_pivot.schedules.bands import in_bands
 from tvm_pivot.schedules.block_sparse import planes_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes
@@ -66,19 +64,7 @@ def expected(g, weight, x, bias, residual, epilogue):
 def run(g, weight, rows, tile, bands, epilogue=PLAIN, lanes=8, seed=0):
     rng = np.random.default_rng(seed)
     problem, band = problem_of(g, rows, epilogue).band(bands.rows), g.band(bands.rows)
-    lines, places = panel_tables(band, problem, tile) if tile.panel else (None, None)
-    tile_of = column_tiles(weight.shape[1], tile.k_tiles, problem.taps)
-    parts = [
-        pack(
-            part,
-            BlockShape(rows),
-            columns=band.offsets(group) if places is None else places,
-            tiles=tile.k_tiles,
-            tile_of=tile_of,
-        )
-        for group, part in enumerate(np.split(weight, g.groups))
-    ]
-    packed = join(parts)
+    packed, more = packed_for(band, weight, rows, tile)
     func = in_bands(schedule_planes(planes_kernel(problem, tile), problem, tile), g, bands, lanes)
     mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
     main = tvm.compile(mod, target=resolve("x86").to_tvm())["main"]
@@ -86,8 +72,7 @@ def run(g, weight, rows, tile, bands, epilogue=PLAIN, lanes=8, seed=0):
     bias = rng.standard_normal(g.outputs).astype(np.float32)
     shape = (g.batch, g.outputs, g.y.output, g.x.output)
     residual = rng.standard_normal(shape).astype(np.float32)
-    tables = [packed.indptr, packed.index, packed.data, packed.rows, bias[packed.rows]]
-    tables += [] if lines is None else [lines]
+    tables = [packed.indptr, packed.index, packed.data, packed.rows, bias[packed.rows], *more]
     arrays = [x, *tables, *([residual] if epilogue.residual else [])]
     tensors = [tvm.runtime.tensor(a) for a in (*arrays, np.full(shape, np.nan, np.float32))]
     want, magnitude = expected(g, weight, x, bias, residual, epilogue)

@@ -7,15 +7,15 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planes_oracle import packed_for, problem_of
 
-from tvm_pivot.layout import BlockShape
-from tvm_pivot.pack import column_tiles, join, pack
+from tvm_pivot.pack import column_tiles
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
 from tvm_pivot.relay_passes.pack_layer import panel_tables
 from tvm_pivot.schedules.block_sparse import planes_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes
 from tvm_pivot.schedules.cost import planes_cycles
-from tvm_pivot.schedules.problems import Epilogue, Panel, PlanesProblem, PlanesTile
+from tvm_pivot.schedules.problems import Epilogue, Panel, PlanesTile
 from tvm_pivot.schedules.x86 import choose_planes, planes_tiles
 from tvm_pivot.targets import PRESETS, resolve
 
@@ -30,39 +30,6 @@ EPILOGUES = {
 
 def dense(columns, outputs, pixels):
     return ConvGeometry(1, columns, outputs, AxisGeometry(1, 1), AxisGeometry(pixels, 1))
-
-
-def problem_of(g, rows, row_blocks, epilogue=EPILOGUES["none"]):
-    height, width, taps = g.y.output, g.x.output, g.y.kernel * g.x.kernel
-    if g.pitch == width:
-        height, width = 1, height * width
-    pitch = width if height == 1 else g.pitch
-    columns = g.channels // g.groups * taps
-    return PlanesProblem(
-        g.batch, g.image_floats, columns, g.outputs, row_blocks, rows,
-        height, width, pitch, epilogue, taps, g.groups, len(g.y.phases) * g.x.kernel, g.y.halo,
-    )  # fmt: skip
-
-
-def packed_for(g, weight, rows, tile):
-    """As the lowering does it: the packed weight, and the tables of a panel."""
-    columns, taps = weight.shape[1], g.y.kernel * g.x.kernel
-    tile_of = column_tiles(columns, tile.k_tiles, taps)
-    blocks = g.groups * -(-(g.outputs // g.groups) // rows)
-    lines, places = None, None
-    if tile.panel:
-        lines, places = panel_tables(g, problem_of(g, rows, blocks), tile)
-    parts = [
-        pack(
-            part,
-            BlockShape(rows),
-            columns=g.offsets(group) if places is None else places,
-            tiles=tile.k_tiles,
-            tile_of=tile_of,
-        )
-        for group, part in enumerate(np.split(weight, g.groups))
-    ]
-    return join(parts), [] if lines is None else [lines]
 
 
 def reference(g, problem, weight, planes, bias, residual):

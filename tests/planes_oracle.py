@@ -1,0 +1,43 @@
+"""Layers as the planes kernel sees them, and their packed weights, for tests of tiles and bands."""
+
+import numpy as np
+
+from tvm_pivot.layout import BlockShape
+from tvm_pivot.pack import column_tiles, join, pack
+from tvm_pivot.relay_passes.pack_layer import panel_tables
+from tvm_pivot.schedules.problems import Epilogue, PlanesProblem
+
+PLAIN = Epilogue()
+
+
+def problem_of(g, rows, row_blocks, epilogue=PLAIN):
+    height, width, taps = g.y.output, g.x.output, g.y.kernel * g.x.kernel
+    if g.pitch == width:
+        height, width = 1, height * width
+    pitch = width if height == 1 else g.pitch
+    columns = g.channels // g.groups * taps
+    return PlanesProblem(
+        g.batch, g.image_floats, columns, g.outputs, row_blocks, rows,
+        height, width, pitch, epilogue, taps, g.groups, len(g.y.phases) * g.x.kernel, g.y.halo,
+    )  # fmt: skip
+
+
+def packed_for(g, weight, rows, tile):
+    """As the lowering does it: the packed weight, and the tables of a panel."""
+    columns, taps = weight.shape[1], g.y.kernel * g.x.kernel
+    tile_of = column_tiles(columns, tile.k_tiles, taps)
+    blocks = g.groups * -(-(g.outputs // g.groups) // rows)
+    lines, places = None, None
+    if tile.panel:
+        lines, places = panel_tables(g, problem_of(g, rows, blocks), tile)
+    parts = [
+        pack(
+            part,
+            BlockShape(rows),
+            columns=g.offsets(group) if places is None else places,
+            tiles=tile.k_tiles,
+            tile_of=tile_of,
+        )
+        for group, part in enumerate(np.split(weight, g.groups))
+    ]
+    return join(parts), [] if lines is None else [lines]
