@@ -22,18 +22,17 @@ def problem_of(g, rows, row_blocks, epilogue=PLAIN):
     )  # fmt: skip
 
 
-def packed_for(g, weight, rows, tile):
+def packed_for(g, problem, weight, tile):
     """As the lowering does it: the packed weight, and the tables of a panel."""
     columns, taps = weight.shape[1], g.y.kernel * g.x.kernel
     tile_of = column_tiles(columns, tile.k_tiles, taps)
-    blocks = g.groups * -(-(g.outputs // g.groups) // rows)
     lines, places = None, None
     if tile.panel:
-        lines, places = panel_tables(g, problem_of(g, rows, blocks), tile)
+        lines, places = panel_tables(g, problem, tile)
     parts = [
         pack(
             part,
-            BlockShape(rows),
+            BlockShape(problem.block_rows),
             columns=g.offsets(group) if places is None else places,
             tiles=tile.k_tiles,
             tile_of=tile_of,

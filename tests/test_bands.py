@@ -63,8 +63,8 @@ def expected(g, weight, x, bias, residual, epilogue):
 
 def run(g, weight, rows, tile, bands, epilogue=PLAIN, lanes=8, seed=0):
     rng = np.random.default_rng(seed)
-    problem, band = problem_of(g, rows, epilogue).band(bands.rows), g.band(bands.rows)
-    packed, more = packed_for(band, weight, rows, tile)
+    problem = problem_of(g, rows, epilogue).band(bands.rows)
+    packed, more = packed_for(g.band(bands.rows), problem, weight, tile)
     func = in_bands(schedule_planes(planes_kernel(problem, tile), problem, tile), g, bands, lanes)
     mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
     main = tvm.compile(mod, target=resolve("x86").to_tvm())["main"]
@@ -107,6 +107,19 @@ def cases(draw):
     rows = draw(st.sampled_from([1, 2, 8]))
     bands = Bands(draw(st.integers(1, g.y.output)), draw(st.booleans()))
     return g, rows, bands, draw(st.sampled_from([0.0, 0.3, 1.0])), draw(st.integers(0, 9999))
+
+
+def test_a_band_of_one_row_with_gaps():
+    axis = AxisGeometry(2, 2, 1, 1, 0, 0)
+    g = ConvGeometry(1, 1, 1, axis, axis)
+    for density in (0.0, 1.0):
+        run(
+            g,
+            pruned(g, density, 0),
+            1,
+            PlanesTile(8, 1, 1, 1, False, panel_pitch=4),
+            Bands(1, False),
+        )
 
 
 @given(cases(), st.sampled_from([PLAIN, BOTH]), st.data())

@@ -52,8 +52,8 @@ def reference(g, problem, weight, planes, bias, residual):
 def run(g, weight, rows, tile, epilogue, seed=0):
     """Compile and run one tile, and hold it against float64."""
     rng = np.random.default_rng(seed)
-    packed, more = packed_for(g, weight, rows, tile)
-    problem = problem_of(g, rows, packed.row_blocks, epilogue)
+    problem = problem_of(g, rows, g.groups * -(-(g.outputs // g.groups) // rows), epilogue)
+    packed, more = packed_for(g, problem, weight, tile)
     func = schedule_planes(planes_kernel(problem, tile), problem, tile)
     mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
     main = tvm.compile(mod, target=resolve("x86").to_tvm())["main"]
