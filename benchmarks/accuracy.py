@@ -5,8 +5,9 @@
 Each trained network is first fine-tuned dense on the images at hand; that network is the teacher of
 all others. Then every variant starts from it and trains for the same number of epochs with the same
 settings: dense, unstructured, 8x1 blocks of neighbouring rows, and blocks whose rows are chosen (a
-pivot). Runs go side by side, one thread each; after each one the results are written, and a second
-start goes on with what is missing.
+pivot). Runs go side by side, one thread each. Then each pruned network is
+compiled and timed beside the dense one, with nothing else running. After each step the results are
+written, and a second start goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -46,7 +48,6 @@ from benchmarks.cifar_training import (
 )
 from benchmarks.zoo import DEFAULT_CACHE, SHARED_DATA, build_torch
 from tvm_pivot.bench.machine import describe_machine
-from tvm_pivot.prune.measure import time_ratio
 from tvm_pivot.prune.settings import Saliency
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "accuracy.json"
@@ -142,6 +143,17 @@ def make_teacher(network: str, data: Path, recipe: Recipe) -> None:
     net, (images, test) = make_net(network), splits(data, recipe)
     report = epoch_printer(f"{network} fine-tuned", net, test)
     train(net, images, recipe, recipe.dense_epochs, recipe.dense_lr, report)
+    save(net, path)
+
+
+def pruned_path(key: str) -> Path:
+    """Where a pruned network waits to be timed."""
+    return DEFAULT_CACHE / "accuracy" / f"{key.replace(' ', '_')}.pt"
+
+
+def save(net: nn.Module, path: Path) -> None:
+    """Write a network's weights, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(net.state_dict(), path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
 
@@ -153,13 +165,12 @@ def splits(data: Path, recipe: Recipe) -> tuple[Split, Split]:
 
 
 def perform(run: Run, data: Path, recipe: Recipe) -> dict[str, Any]:
-    """Train one variant, score it, and time it beside the dense network."""
+    """Train one variant, score it, and keep it to be timed."""
     torch.set_num_threads(1)
     start = time.perf_counter()
     images, test = splits(data, recipe)
-    net = make_net(run.network)
-    net.load_state_dict(torch.load(teacher_path(run.network, recipe), weights_only=True))
-    dense, teacher = copy.deepcopy(net).eval(), copy.deepcopy(net).eval()
+    net = load(run.network, teacher_path(run.network, recipe))
+    teacher = copy.deepcopy(net).eval()
     torch.manual_seed(run.seed)
     pruner = None
     if run.variant is not DENSE and run.sparsity:
@@ -179,7 +190,8 @@ def perform(run: Run, data: Path, recipe: Recipe) -> dict[str, Any]:
     train(net, images, recipe, recipe.epochs, recipe.lr, report, teacher, step)
     facts: dict[str, Any] = {"density": 1.0, "speed_up": 1.0}
     if pruner is not None:
-        facts = {"density": pruner.finalize().density, "speed_up": speed_up(dense, net, test)}
+        facts = {"density": pruner.finalize().density}
+        save(net, pruned_path(run.key))
     return {
         "network": run.network,
         "variant": run.variant.name,
@@ -191,8 +203,17 @@ def perform(run: Run, data: Path, recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def load(network: str, weights: Path) -> nn.Module:
+    """A network with the weights that `save` wrote."""
+    net = make_net(network)
+    net.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    return net
+
+
 def speed_up(dense: nn.Module, pruned: nn.Module, test: Split) -> float:
     """How many times as fast one image passes the pruned network, one thread each."""
+    from tvm_pivot.prune.measure import time_ratio  # training needs no compiler
+
     image: Tensor = to_input(test.pixels[:1]).contiguous()
     sessions = [
         tvm_pivot.build(
@@ -216,7 +237,7 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
     for (network, sparsity, variant), own in sorted(found.items()):
         scores = [result["accuracy"] for result in own]
         spread = f" +- {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-        faster = statistics.median(result["speed_up"] for result in own)
+        faster = statistics.median(result.get("speed_up", math.nan) for result in own)
         lines.append(
             f"{network} {sparsity * 100:3.0f} % {variant:<15} {statistics.mean(scores):6.2f}"
             f"{spread} %, {faster:.2f}x as fast, {len(own)} seeds"
@@ -264,29 +285,48 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", default="", help="runs whose name contains this")
+    parser.add_argument("--timing", action=argparse.BooleanOptionalAction, default=True)
     for name, default in asdict(Recipe()).items():
         action: dict[str, Any] = {"type": type(default)}
         if isinstance(default, bool):
             action = {"action": argparse.BooleanOptionalAction}
         parser.add_argument("--" + name.replace("_", "-"), default=default, **action)
     options = vars(parser.parse_args())
-    data, path = options.pop("data"), options.pop("json")
-    processes, only = options.pop("processes"), options.pop("only")
+    names = ("data", "json", "processes", "only", "timing")
+    data, path, processes, only, timing = (options.pop(name) for name in names)
     recipe = Recipe(**options)
     results = read(path, recipe)
-    todo = [run for run in runs() if only in run.key and run.key not in results]
+    chosen = [run for run in runs() if only in run.key]
     splits(data, recipe)  # decoded once, before several processes want them
+    for run, result in train_all(chosen, results, processes, data, recipe):
+        results[run.key] = result
+        write(path, recipe, results)
+    for run in chosen if timing else []:
+        if "speed_up" not in results[run.key]:
+            dense = load(run.network, teacher_path(run.network, recipe))
+            pruned = load(run.network, pruned_path(run.key))
+            results[run.key]["speed_up"] = speed_up(dense, pruned, splits(data, recipe)[1])
+            write(path, recipe, results)
+    print("\n".join(summary(list(results.values()))))
+
+
+def train_all(
+    chosen: list[Run],
+    results: dict[str, dict[str, Any]],
+    processes: int,
+    data: Path,
+    recipe: Recipe,
+) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Train the runs that have no result yet, several at a time; yield each as it ends."""
+    todo = [run for run in chosen if run.key not in results]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawn) as pool:
         networks = sorted({run.network for run in todo})
-        for made in [pool.submit(make_teacher, name, data, recipe) for name in networks]:
+        for made in [pool.submit(make_teacher, net, data, recipe) for net in networks]:
             made.result()
-        for done in as_completed([pool.submit(perform, run, data, recipe) for run in todo]):
-            result = done.result()
-            key = f"{result['network']} {result['variant']} {result['sparsity']:g}"
-            results[f"{key} seed {result['seed']}"] = result
-            write(path, recipe, results)
-    print("\n".join(summary(list(results.values()))))
+        started = {pool.submit(perform, run, data, recipe): run for run in todo}
+        for done in as_completed(started):
+            yield started[done], done.result()
 
 
 if __name__ == "__main__":
