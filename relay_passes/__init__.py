@@ -18,14 +18,21 @@ from .count_moves import count_moves
 from .detect import PIVOT_SECONDS, detect
 from .drop_dead import DropReport, drop_dead
 from .fuse_permutations import fuse_permutations
+from .graph import MAIN, is_straight_line
 from .layers import Layer, PlannedLayer, find_layers
 from .legalize_pooling import legalize_max_pool2d
 from .lower_layers import lower_layers
 from .report_layers import report_layers
 from .schedule_functions import schedule_functions
+from .true_extremes import true_extremes
 from .write_in_place import write_in_place
 
 __all__ = ["PHASES", "PIVOT_SECONDS", "Compilation", "Phase"]
+
+BRANCHES = (
+    "the network branches, or sizes in it depend on its inputs: its layers are not looked at, and "
+    "TVM compiles it as it is"
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,9 @@ class Phase:
 def _canonicalize(state: Compilation) -> Compilation:
     mod = canonicalize(state.mod)
     originals = {layer.name: layer for layer in find_layers(mod)}
-    return replace(state, mod=mod, originals=originals, model_moves=count_moves(state.mod))
+    notes = state.notes if is_straight_line(mod[MAIN]) else (*state.notes, BRANCHES)
+    moves = count_moves(state.mod)
+    return replace(state, mod=mod, originals=originals, model_moves=moves, notes=notes)
 
 
 def _drop_dead(state: Compilation) -> Compilation:
@@ -106,6 +115,8 @@ def _fuse_permutations(state: Compilation) -> Compilation:
 
 
 def _lower(state: Compilation) -> Compilation:
+    if not is_straight_line(state.mod[MAIN]):
+        return state
     mod, kernels = lower_layers(state.mod, state.planned, state.target)
     reports = [replace(r, kernel=kernels.get(r.name, "")) for r in state.reports]
     order = {name: i for i, name in enumerate(kernels)}  # the one in which they run
@@ -132,7 +143,7 @@ def _fuse(state: Compilation) -> Compilation:
 
 
 def _schedule(state: Compilation) -> Compilation:
-    return replace(state, mod=schedule_functions(state.mod, state.target))
+    return replace(state, mod=schedule_functions(true_extremes(state.mod), state.target))
 
 
 def _write_in_place(state: Compilation) -> Compilation:

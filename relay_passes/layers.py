@@ -12,7 +12,16 @@ from tvm.ir import Call, IRModule, Var
 from ..layout import FloatArray, IntArray
 from ..planes import AxisGeometry, ConvGeometry
 from ..report import SharedOrder
-from .graph import MAIN, array_of, dtype_of, ints, live_bindings, op_name, static_shape
+from .graph import (
+    MAIN,
+    array_of,
+    dtype_of,
+    ints,
+    is_straight_line,
+    live_bindings,
+    op_name,
+    static_shape,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +125,9 @@ class PlannedLayer:
 
 
 def find_layers(mod: IRModule) -> Iterator[Layer]:
-    """Every dense and conv2d layer of a canonical module, in order."""
+    """Every dense and conv2d layer of a canonical module, in order; none beside branches."""
+    if not is_straight_line(mod[MAIN]):
+        return
     for var, value in live_bindings(mod[MAIN]):
         layer = None
         if op_name(value) == "nn.conv2d":

@@ -251,6 +251,11 @@ def fix_shapes(
             dims.dim.add().dim_value = size
         dims.SetInParent()
     for item in outputs:
+        if item.type.WhichOneof("value") not in (None, "tensor_type"):
+            raise ModelImportError(
+                f"{source}: output {item.name!r} is not a tensor; models that give sequences, maps "
+                "or optional values are not supported: cut that part off the model"
+            )
         for dim in item.type.tensor_type.shape.dim:
             if dim.dim_param in by_symbol:
                 dim.dim_value = by_symbol[dim.dim_param]

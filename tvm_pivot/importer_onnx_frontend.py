@@ -18,6 +18,7 @@ from .errors import ModelImportError
 from .importer_common import brief, check_size
 from .importer_onnx_fold import MAX_FOLD, fold_node, fold_shape
 from .importer_onnx_recurrent import GATES, Operand, operand_names, unroll
+from .importer_onnx_refusals import refusal, used_names
 
 # Tensors that the frontend itself would fill while importing (ConstantOfShape, Range) beyond this
 # many elements come from damaged models only.
@@ -78,6 +79,7 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
     ) -> None:
         super().__init__({name: list(shape) for name, shape in shapes.items()}, "float32")
         self._weights, self._source = weights, source
+        self._used: set[str] = set()
 
     def _parse_graph_initializers(self, graph: onnx.GraphProto) -> None:
         for tensor in graph.initializer:
@@ -98,12 +100,16 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
         """Checked before, with the name of the node; the frontend does not know what we unroll."""
 
     def _construct_nodes(self, graph: onnx.GraphProto) -> None:
+        self._used = used_names(graph)
         self._construct(graph.node)
         for output in graph.output:
             self._nodes[output.name] = self._as_tensor(output)
 
     def _construct(self, nodes: Iterable[onnx.NodeProto]) -> None:
         for node in nodes:
+            reason = refusal(node, self._used)
+            if reason:
+                raise ModelImportError(f"{self._source}: {_named(node)}: {reason}")
             try:
                 if not (self._fold(node) or self._take_branch(node) or self._unroll(node)):
                     super()._construct_nodes(SimpleNamespace(node=[node]))
@@ -185,9 +191,8 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
     def _failure(self, node: onnx.NodeProto, inner: str, error: Exception) -> ModelImportError:
         if isinstance(error, ModelImportError):
             return error
-        name = repr(node.name) if node.name else f"without a name, of output {list(node.output)}"
         return ModelImportError(
-            f"{self._source}: {node.op_type} node {name}{inner} cannot be imported "
+            f"{self._source}: {_named(node)}{inner} cannot be imported "
             f"({brief(error)}); check its attributes and input shapes, "
             "or rewrite it with other operators"
         )
@@ -211,6 +216,11 @@ class _Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
             return value
         # Checked at run time: the sizes depend on data that the exporter knew more about.
         return self.bb.match_cast(value, relax.TensorType(dims, ty.dtype))
+
+
+def _named(node: onnx.NodeProto) -> str:
+    name = repr(node.name) if node.name else f"without a name, of output {list(node.output)}"
+    return f"{node.op_type} node {name}"
 
 
 def _constant(array: npt.NDArray[Any]) -> relax.Expr:
