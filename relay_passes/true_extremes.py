@@ -39,8 +39,7 @@ def _block(block: SBlock) -> SBlock:
     if sign is None or dtype not in ("float16", "float32", "float64"):
         return block
     value: Any = tirx.const(sign * math.inf, dtype)
-    fields = ("iter_vars", "reads", "writes", "name_hint", "alloc_buffers")
-    fields += ("match_buffers", "annotations")
-    same = {field: getattr(block, field) for field in fields}
+    kept = ["iter_vars", "reads", "writes", "name_hint", "alloc_buffers"]
+    same = {field: getattr(block, field) for field in [*kept, "match_buffers", "annotations"]}
     init = tirx.BufferStore(start.buffer, value, start.indices)
     return SBlock(**same, body=block.body, init=init)
