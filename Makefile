@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # A strict editable install links each file by name, so a new or renamed file needs a new install:
 # the directories' times tell.
 FOLDERS := tvm_pivot tvm_pivot/bench tvm_pivot/bench/runtimes tvm_pivot/demo tvm_pivot/prune \
-	tvm_pivot/tuning relay_passes schedules
+	tvm_pivot/runner tvm_pivot/tuning relay_passes schedules
 INSTALL := $(BIN)/python -m pip install --quiet --config-settings editable_mode=strict --editable
 
 help:

@@ -8,7 +8,7 @@ from typing import Protocol
 from tvm import s_tir, tirx
 
 from ..targets import PivotTarget
-from . import contraction, elementwise, fallback, reduction, x86
+from . import arm, contraction, elementwise, fallback, reduction, x86
 from .problems import Bands, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 Rule = Callable[[tirx.PrimFunc, PivotTarget], s_tir.Schedule | None]
@@ -42,7 +42,7 @@ class TileRule(Protocol):
 
 
 # Families without schedules of their own are ranked, for `inspect`, as x86 would be.
-_TILE_RULES: dict[str, TileRule] = {"x86": x86}
+_TILE_RULES: dict[str, TileRule] = {"x86": x86, "arm": arm}
 
 
 def tile_rule(target: PivotTarget) -> TileRule:

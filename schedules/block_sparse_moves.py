@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import tvm
@@ -12,6 +13,7 @@ from tvm.s_tir import SBlockRealize, Schedule
 
 from .block_sparse import OUTPUT, Kernel
 from .carried_sums import K_TILES, carry_sums
+from .held_operands import hold_operands
 from .lookup import look_up
 from .moves import few_tasks
 from .prefetch import prefetch_weights
@@ -104,7 +106,7 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
             sch.unroll(loop)
         sch.vectorize(lane)
     sch.vectorize(vector)
-    return store_once(finish(sch.mod["main"], kernel), kernel, problem, tile)
+    return store_once(finish(sch.mod["main"], kernel, tile), kernel, problem, tile)
 
 
 def schedule_rows(kernel: Kernel, problem: RowsProblem, tile: RowsTile) -> tirx.PrimFunc:
@@ -124,7 +126,7 @@ def schedule_rows(kernel: Kernel, problem: RowsProblem, tile: RowsTile) -> tirx.
     return finish(tirx.PrimFunc(func.params, body, func.ret_type, func.attrs), kernel)
 
 
-def finish(func: tirx.PrimFunc, kernel: Kernel) -> tirx.PrimFunc:
+def finish(func: tirx.PrimFunc, kernel: Kernel, tile: PlanesTile | None = None) -> tirx.PrimFunc:
     """Tighten ragged loops to their data-dependent extents, carry sums from K tile to K tile, put
     the output in place, and let each parallel task run a stretch of row blocks.
 
@@ -133,7 +135,7 @@ def finish(func: tirx.PrimFunc, kernel: Kernel) -> tirx.PrimFunc:
     params = {param.name: param for param in func.params}
     old = params[OUTPUT]
     new = tirx.decl_buffer(kernel.shape, "float32", name=OUTPUT)
-    body = tvm_ffi.structural_map(func.body, (tirx.For, _tightener(params["indptr"], kernel)))
+    body = tvm_ffi.structural_map(func.body, (tirx.For, _tightener(params, kernel, tile)))
     body = tvm_ffi.structural_map(body, (tirx.FloorMod, _unbounded(params["index"])))
     body = carry_sums(body, kernel.walked)
 
@@ -163,7 +165,9 @@ def _unbounded(index: Any) -> Any:
     return drop
 
 
-def _tightener(indptr: Any, kernel: Kernel) -> Any:
+def _tightener(params: Mapping[str, Any], kernel: Kernel, tile: PlanesTile | None) -> Any:
+    indptr = params["indptr"]
+
     def tighten(loop: tirx.For) -> tirx.For:
         if RAGGED not in loop.annotations:
             return loop
@@ -172,6 +176,8 @@ def _tightener(indptr: Any, kernel: Kernel) -> Any:
         names = [iv.var.name for iv in blocks[0].block.iter_vars]
         at = kernel.segment(dict(zip(names, blocks[0].iter_values, strict=True)))
         extent = tirx.BufferLoad(indptr, [at + 1]) - tirx.BufferLoad(indptr, [at])
+        if tile is not None and tile.weight_lanes:
+            return hold_operands(loop, extent, tile.weight_lanes, tile.entries)
         return tirx.For(loop.loop_var, loop.min, extent, loop.kind, loop.body)
 
     return tighten

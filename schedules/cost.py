@@ -75,17 +75,22 @@ def planes_cycles(
         whole = tile.panel_pitch == problem.width and problem.width % tile.lanes == 0
         squeeze = SQUEEZE_CYCLES if tile.group_rows == 1 or whole else STRADDLING_SQUEEZE
         cycles += squeeze * problem.batch * groups * problem.row_blocks * r_ * pieces
-    far = _far_bytes(problem, tile, entries, groups, group_floats, target)
+    far = far_bytes(problem, tile, entries, groups, group_floats, target)
     return cycles + far / FAR_BYTES
+
+
+def input_misses(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> float:
+    """The share of vector loads that level 1 does not serve, with all columns walked at once."""
+    planes = max(1.0, problem.image_floats / (problem.height * problem.pitch))
+    taps = problem.columns / planes
+    panel = 4.0 * planes * tile.width * min(max(taps, 1.0), 3.0) / tile.k_tiles
+    return min(1.0, max(0.0, panel / target.l1_bytes - 0.4))
 
 
 def _step_cycles(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> float:
     """Cycles of one entry in one register tile: multiply-adds, loads and latency overlap."""
     r_, p_ = problem.block_rows, tile.vectors
-    planes = max(1.0, problem.image_floats / (problem.height * problem.pitch))
-    taps = problem.columns / planes
-    panel = 4.0 * planes * tile.width * min(max(taps, 1.0), 3.0)
-    misses = min(1.0, max(0.0, panel / target.l1_bytes - 0.4))
+    misses = input_misses(problem, tile, target)
     near, far = target.load_cycles
     if not problem.compact or problem.pixels % tile.lanes:
         near, far = max(near, STRADDLING_NEAR), far * STRADDLING_FAR
@@ -154,7 +159,7 @@ def _overlapped(*units: float) -> float:
     return float(sum(u**OVERLAP for u in units) ** (1.0 / OVERLAP))
 
 
-def _far_bytes(
+def far_bytes(
     problem: PlanesProblem,
     tile: PlanesTile,
     entries: int,

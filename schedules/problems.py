@@ -116,6 +116,9 @@ class PlanesTile:
             row blocks that are tasks of their own.
         panel_pitch: copy the inputs of a column tile together, in rows of so many floats; the
             index then counts these rows, and the kernel takes the lines' offsets. 0: no copy.
+        weight_lanes: weights that one load brings, for a machine that multiplies by a lane of a
+            register; 0: each is loaded and broadcast by itself.
+        entries: with `weight_lanes`, entries whose operands are loaded before any is multiplied.
     """
 
     lanes: int
@@ -126,6 +129,8 @@ class PlanesTile:
     k_tiles: int = 1
     stretches: int = 1
     panel_pitch: int = 0
+    weight_lanes: int = 0
+    entries: int = 1
 
     @property
     def width(self) -> int:

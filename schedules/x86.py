@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 
@@ -10,6 +10,8 @@ from ..planes import SLACK
 from ..targets import PivotTarget
 from .cost import PACK_CYCLES, planes_cycles, rows_cycles
 from .problems import Bands, Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
+
+Cycles = Callable[[PlanesProblem, PlanesTile, int, PivotTarget], float]
 
 # Waking the other cores costs about as much as this much work on one.
 PARALLEL_CYCLES = 60_000.0
@@ -150,10 +152,10 @@ def _k_tiles(channels: int, bytes_per_channel: int, target: PivotTarget) -> list
 
 @lru_cache(maxsize=4096)  # layers repeat within a network, and so do the variants of one
 def choose_planes(
-    problem: PlanesProblem, entries: int, target: PivotTarget
+    problem: PlanesProblem, entries: int, target: PivotTarget, predict: Cycles = planes_cycles
 ) -> tuple[PlanesTile, float]:
     """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles."""
-    costs = ((planes_cycles(problem, t, entries, target), t) for t in planes_tiles(problem, target))
+    costs = ((predict(problem, t, entries, target), t) for t in planes_tiles(problem, target))
     cycles, best = min(costs, key=lambda pair: pair[0])
     if target.cores > 1 and cycles > PARALLEL_CYCLES:
         best = replace(best, parallel=True, stretches=_stretches(problem, best, target))
@@ -161,7 +163,9 @@ def choose_planes(
 
 
 @lru_cache(maxsize=4096)
-def choose_bands(problem: PlanesProblem, entries: int, target: PivotTarget) -> Bands | None:
+def choose_bands(
+    problem: PlanesProblem, entries: int, target: PivotTarget, predict: Cycles = planes_cycles
+) -> Bands | None:
     """The bands for a layer whose output rows have gaps; None where all planes are laid out first.
 
     Bands pay where the planes leave level 2, and a band and the weights do not: those are read
@@ -182,7 +186,7 @@ def choose_bands(problem: PlanesProblem, entries: int, target: PivotTarget) -> B
         band, count = problem.band(rows), problem.batch * -(-problem.height // rows)
         copies = PACK_CYCLES * band.image_floats / target.lanes
         share = -(-count // target.cores)
-        return share * (choose_planes(band, entries, one)[1] + copies)
+        return share * (choose_planes(band, entries, one, predict)[1] + copies)
 
     best = min(range(-(-most // 2), most + 1), key=cycles)
     return Bands(best, target.cores > 1 and target.cores * cycles(best) > PARALLEL_CYCLES)

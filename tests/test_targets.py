@@ -11,7 +11,15 @@ import tvm
 
 from tvm_pivot import targets
 from tvm_pivot.errors import UnsupportedTargetError
-from tvm_pivot.targets import PRESETS, detect_host, missing_features, needed_features, resolve
+from tvm_pivot.targets import (
+    PRESETS,
+    cannot_run,
+    detect_host,
+    machine_name,
+    missing_features,
+    needed_features,
+    resolve,
+)
 
 X86 = sorted(name for name, target in PRESETS.items() if target.family == "x86")
 
@@ -26,7 +34,7 @@ def test_presets_describe_machines_that_could_exist(name: str) -> None:
     assert target.registers >= 16
     assert target.block_rows
     assert len(set(target.block_rows)) == len(target.block_rows)
-    assert target.has_schedules == (target.family == "x86")
+    assert target.has_schedules == (target.family != "cuda")
 
 
 @pytest.mark.parametrize("name", sorted(n for n, t in PRESETS.items() if t.family != "cuda"))
@@ -63,11 +71,11 @@ def test_resolve() -> None:
 
 def test_a_target_without_schedules_says_which_have_some() -> None:
     assert PRESETS["haswell"].require_schedules() is PRESETS["haswell"]
-    for name in ("arm", "cuda", "cortex-a53"):
-        with pytest.raises(UnsupportedTargetError) as caught:
-            PRESETS[name].require_schedules()
-        assert repr(name) in str(caught.value)
-        assert ", ".join(X86) in str(caught.value)
+    with pytest.raises(UnsupportedTargetError) as caught:
+        PRESETS["cuda"].require_schedules()
+    assert "'cuda'" in str(caught.value)
+    ready = sorted(name for name, target in PRESETS.items() if target.has_schedules)
+    assert ", ".join(ready) in str(caught.value)
 
 
 def test_an_unknown_cpu_is_an_error_and_not_a_log_line() -> None:
@@ -129,6 +137,40 @@ def test_hosts_that_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     with pytest.raises(UnsupportedTargetError, match="needs an x86-64 host; this one is aarch64"):
         resolve("x86")
+
+
+def test_what_runs_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {"zen4": "x86_64", "raspberry-pi-4": "aarch64", "armv7-neon": "armv7l"}
+    for machine in (*places.values(), "AMD64", "arm64"):
+        monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
+        for name, runs_on in places.items():
+            reason = cannot_run(PRESETS[name])
+            if runs_on == {"AMD64": "x86_64", "arm64": "aarch64"}.get(machine, machine):
+                assert reason is None
+            else:
+                assert reason is not None
+                assert f"made for target {name!r}" in reason
+                assert f"which this {machine_name()} machine cannot run" in reason
+
+
+ARM = sorted(name for name, target in PRESETS.items() if target.family == "arm")
+
+
+@pytest.mark.parametrize("name", ARM)
+def test_arm_presets_have_neon(name: str) -> None:
+    target = PRESETS[name]
+    assert tvm.get_global_func("target.llvm_cpu_has_feature")("neon", target.to_tvm())
+    assert "neon" in needed_features(target)
+    assert (target.lanes, target.registers) == (4, 16 if name == "armv7-neon" else 32)
+
+
+def test_features_of_arm_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(targets, "_arm_features", lambda: frozenset({"neon", "lse", "rdm"}))
+    assert missing_features(needed_features(PRESETS["cortex-a53"])) == ()
+    assert missing_features(needed_features(PRESETS["arm"])) == ()
+    assert "dotprod" in missing_features(needed_features(PRESETS["cortex-a76"]))
+    assert "sve" in missing_features(needed_features(PRESETS["neoverse-v1"]))
 
 
 def test_missing_features(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,6 @@ def test_a_search_can_start_from_the_database() -> None:
 
 def test_the_keys_of_presets_differ_where_code_differs() -> None:
     keys = {TargetKey.of(target) for target in PRESETS.values()}
-    machines = {json.dumps([t.tvm, t.lanes], sort_keys=True) for t in PRESETS.values()}
+    machines = {json.dumps([t.tvm, t.lanes, t.cores], sort_keys=True) for t in PRESETS.values()}
     assert len(keys) == len(machines)
     assert task().problem == PROBLEM

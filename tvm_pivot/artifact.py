@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 import shutil
 import struct
@@ -30,13 +29,14 @@ from typing import IO, Any
 
 from . import runtime, schema
 from .errors import ArtifactError, PivotError
+from .linking import linker
 from .report import Report
 from .session import Session
-from .targets import PivotTarget, missing_features, needed_features
+from .targets import PivotTarget, cannot_run, missing_features, needed_features
 from .tensors import TensorSpec
 from .threads import check_count
 
-FORMAT = 2
+FORMAT = 3
 _MANIFEST, _LIBRARY = "manifest.json", "lib.so"
 _MANIFEST_LIMIT = 16 << 20
 _LIBRARY_LIMIT = 8 << 30
@@ -145,18 +145,23 @@ def save(path: str | os.PathLike[str], library: Any, manifest: Manifest) -> Path
         raise ArtifactError(f"cannot write {path}: there is no directory {path.parent}")
     with tempfile.TemporaryDirectory(prefix="tvm-pivot-") as scratch:
         if not linked:
-            exported = Path(scratch, _LIBRARY)
-            try:
-                with _no_scope_lines():
-                    library.export_library(str(exported))
-            except Exception as e:  # RuntimeError from the linker, or whatever TVM raises
-                raise ArtifactError(f"cannot link {path}; is a C++ compiler there? {e}") from e
-            library = exported
+            library = _linked(library, manifest.target, path, Path(scratch))
         try:
             _write(path, library, manifest)
         except OSError as e:
             raise ArtifactError(f"cannot write {path}: {e.strerror or e}") from e
     return path
+
+
+def _linked(executable: Any, target: PivotTarget, path: Path, scratch: Path) -> Path:
+    """The library of a `relax.VMExecutable`, in `scratch`."""
+    link, library = linker(target), scratch / _LIBRARY
+    try:
+        with _no_scope_lines():
+            executable.export_library(str(library), fcompile=link)
+    except Exception as e:  # RuntimeError from the linker, or whatever TVM raises
+        raise ArtifactError(f"cannot link {path}; is a C++ compiler there? {e}") from e
+    return library
 
 
 def _write(path: Path, library: Path, manifest: Manifest) -> None:
@@ -276,16 +281,15 @@ def _check_host(manifest: Manifest) -> None:
     if made.split(".")[:2] != here.split(".")[:2]:
         raise ArtifactError(f"made with TVM {made}, this is TVM {here}: build it again")
     target = manifest.target
-    if target.family != "x86" or platform.machine() not in ("x86_64", "AMD64"):
-        raise ArtifactError(
-            f"made for target {target.name!r} ({target.family}), "
-            f"which this {platform.machine()} machine cannot run"
-        )
+    reason = cannot_run(target)
+    if reason is not None:
+        raise ArtifactError(reason)
     missing = missing_features(manifest.features)
     if missing:
+        safe = {"x86": "x86-avx2", "arm": "arm"}[target.family]
         raise ArtifactError(
             f"made for target {target.name!r}, whose code may use {', '.join(missing)}; "
-            f"this CPU has not: build it on this machine, or for target 'x86-avx2'"
+            f"this CPU has not: build it on this machine, or for target {safe!r}"
         )
 
 

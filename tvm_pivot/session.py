@@ -14,6 +14,7 @@ import numpy.typing as npt
 from . import runtime
 from . import threads as thread_pool
 from .errors import InputError, PivotError
+from .targets import cannot_run
 from .tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class Session:
         self.report: Report = manifest.report
         self._library = library
         self._library_file = library_file
-        self._module = runtime.link(library)
+        self._elsewhere = cannot_run(manifest.target)
+        self._module = None if self._elsewhere else runtime.link(library)
         self._threads = thread_pool.default_count()
         self._threads_required = False
         if threads is not None:
@@ -163,6 +165,11 @@ class Session:
         return runtime.start(self._module)
 
     def _new_runner(self) -> _Runner:
+        if self._elsewhere is not None:
+            raise PivotError(
+                f"this network is {self._elsewhere}: export it and load it there, or say "
+                f"run(..., remote='host:port') with an RPC server on such a machine"
+            )
         with self._lock:
             runner = self._local.runner = _Runner(self._module, self.inputs)
         return runner

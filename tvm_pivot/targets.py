@@ -1,118 +1,26 @@
-"""Targets as data: what the compiler has to know about a machine, in one frozen record each."""
+"""Targets as data: what a user names, this machine as one, and what machines can run."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from .errors import UnsupportedTargetError
+from .target_presets import PRESETS
+from .target_record import PivotTarget
 
-
-@dataclass(frozen=True)
-class PivotTarget:
-    """A machine to compile for.
-
-    Attributes:
-        name: what the user typed, e.g. ``"x86"`` or ``"cortex-a76"``.
-        family: the schedule family, ``"x86"``, ``"arm"`` or ``"cuda"``.
-        tvm: the TVM target as a plain dict (``kind``, ``mcpu``, ``mtriple``, ...).
-        lanes: fp32 elements in one vector register.
-        registers: architectural vector registers.
-        l1_bytes: level-1 data cache of one core.
-        l2_bytes: level-2 cache of one core.
-        fma_per_cycle: vector multiply-adds issued per cycle.
-        fma_latency: cycles until a multiply-add's result can be added to.
-        load_cycles: cycles that a vector load adds to the multiply-adds it overlaps with, from
-            level 1 and from level 2.
-        cores: cores a network may use when the user does not say.
-        block_rows: heights R of R x 1 blocks to consider, best first.
-        has_schedules: False where only the description exists so far.
-    """
-
-    name: str
-    family: str
-    tvm: dict[str, Any] = field(hash=False)  # equal targets still hash alike
-    lanes: int
-    registers: int
-    l1_bytes: int
-    l2_bytes: int
-    fma_per_cycle: float = 2.0
-    fma_latency: float = 4.0
-    load_cycles: tuple[float, float] = (0.1, 1.4)
-    cores: int = 1
-    block_rows: tuple[int, ...] = (8, 16, 4, 2, 1)
-    has_schedules: bool = True
-
-    def require_schedules(self) -> PivotTarget:
-        """Return self, or raise UnsupportedTargetError where no schedules exist yet."""
-        if not self.has_schedules:
-            ready = ", ".join(sorted(n for n, t in PRESETS.items() if t.has_schedules))
-            raise UnsupportedTargetError(
-                f"target {self.name!r} is described but has no schedules yet; "
-                f"targets that compile today: {ready}"
-            )
-        return self
-
-    def to_tvm(self) -> Any:
-        """The `tvm.target.Target`, with an LLVM `mcpu` that is checked to exist.
-
-        Raises:
-            UnsupportedTargetError: LLVM does not know the `mcpu` (TVM would only log it).
-        """
-        import tvm
-
-        spec = {**self.tvm, "num-cores": self.cores} if self.family != "cuda" else dict(self.tvm)
-        mcpu = spec.get("mcpu")
-        if spec["kind"] == "llvm" and mcpu is not None:
-            triple = spec.get("mtriple") or tvm.get_global_func("target.llvm_get_system_triple")()
-            if not tvm.get_global_func("target.llvm_is_valid_cpu")(mcpu, triple):
-                raise UnsupportedTargetError(
-                    f"target {self.name!r}: LLVM has no CPU named {mcpu!r} for {triple}"
-                )
-        return tvm.target.Target(spec)
-
-
-def _x86(name: str, mcpu: str, lanes: int, registers: int, **more: Any) -> PivotTarget:
-    caches = {"l1_bytes": 32 << 10, "l2_bytes": 1 << 20, **more}
-    return PivotTarget(name, "x86", {"kind": "llvm", "mcpu": mcpu}, lanes, registers, **caches)
-
-
-def _arm(name: str, mcpu: str, **more: Any) -> PivotTarget:
-    spec = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": mcpu}
-    caches = {"l1_bytes": 32 << 10, "l2_bytes": 512 << 10, **more}
-    return PivotTarget(name, "arm", spec, 4, 32, has_schedules=False, **caches)
-
-
-PRESETS: dict[str, PivotTarget] = {
-    t.name: t
-    for t in (
-        _x86("x86-avx2", "haswell", 8, 16, l2_bytes=256 << 10),
-        _x86("x86-avx512", "skylake-avx512", 16, 32),
-        _x86("haswell", "haswell", 8, 16, l2_bytes=256 << 10),
-        _x86("skylake-avx512", "skylake-avx512", 16, 32),
-        _x86("sapphire-rapids", "sapphirerapids", 16, 32, l1_bytes=48 << 10, l2_bytes=2 << 20),
-        _x86("zen2", "znver2", 8, 16, l2_bytes=512 << 10),
-        _x86("zen4", "znver4", 16, 32),
-        _arm("arm", "cortex-a72"),
-        _arm("cortex-a53", "cortex-a53"),
-        _arm("cortex-a76", "cortex-a76"),
-        PivotTarget(
-            "cuda",
-            "cuda",
-            {"tag": "nvidia/nvidia-h100"},
-            lanes=32,
-            registers=255,
-            l1_bytes=228 << 10,
-            l2_bytes=50 << 20,
-            block_rows=(16, 32, 8),
-            has_schedules=False,
-        ),
-    )
-}
-
+__all__ = [
+    "PRESETS",
+    "PivotTarget",
+    "cannot_run",
+    "detect_host",
+    "missing_features",
+    "needed_features",
+    "resolve",
+]
 
 _CACHES = "/sys/devices/system/cpu/cpu0/cache"
 
@@ -140,27 +48,51 @@ _USED_BY_CODE = ("sse", "ssse", "avx", "fma", "f16c", "bmi", "lzcnt", "movbe", "
 _LINUX_NAMES = {"sse3": "pni", "bmi": "bmi1", "lzcnt": "abm"}
 
 
+# Those of 64-bit Arm, and the bits by which Linux tells them: of AT_HWCAP, from 64 on of AT_HWCAP2.
+_ARM_BITS = {
+    "neon": 1,
+    "lse": 8,
+    "fullfp16": 10,
+    "rdm": 12,
+    "jsconv": 13,
+    "complxnum": 14,
+    "rcpc": 15,
+    "dotprod": 20,
+    "sve": 22,
+    "fp16fml": 23,
+    "sve2": 64 + 1,
+    "i8mm": 64 + 13,
+    "bf16": 64 + 14,
+}
+_AT_HWCAP, _AT_HWCAP2 = 16, 26
+
+
 def needed_features(target: PivotTarget) -> tuple[str, ...]:
-    """Instruction sets that x86 code for `target` may contain, by LLVM's names."""
+    """Instruction sets that code for `target` may contain, by LLVM's names."""
     import tvm
 
-    if target.family != "x86":
+    if target.family == "cuda":
         return ()
-    known = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
     spec = {key: target.tvm[key] for key in ("kind", "mcpu", "mtriple") if key in target.tvm}
     listed = tvm.get_global_func("target.llvm_get_cpu_features")(tvm.target.Target(spec))
-    needed = {str(name) for name in listed if str(name) in known}
+    needed = {str(name) for name in listed}
+    if target.family == "x86":
+        needed &= set(map(str, tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()))
     for change in target.tvm.get("mattr", ()):
         (needed.add if change[0] == "+" else needed.discard)(change[1:])
+    if target.family == "arm":
+        return tuple(sorted(needed & _ARM_BITS.keys()))
     return tuple(sorted(f for f in needed if f.startswith(_USED_BY_CODE)))
 
 
 def missing_features(needed: Iterable[str]) -> tuple[str, ...]:
-    """Those instruction sets that this x86 machine cannot run.
+    """Those instruction sets that this machine cannot run, x86 or Arm as they are.
 
     What a CPU model has and what the machine offers differ: a virtual machine may hide
     AVX-512 and still report the model's name.
     """
+    if machine_name() == "aarch64":
+        return tuple(sorted(set(needed) - _arm_features()))
     offered = _linux_features()
     doubtful = [f for f in needed if _LINUX_NAMES.get(f, _plain(f)) not in offered]
     if not doubtful:
@@ -169,6 +101,33 @@ def missing_features(needed: Iterable[str]) -> tuple[str, ...]:
 
     host = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
     return tuple(sorted(f for f in doubtful if not host.get(f, False)))
+
+
+def machine_name() -> str:
+    """The kind of this machine's processor, by one name each: ``x86_64``, ``aarch64``, ..."""
+    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+
+
+def cannot_run(target: PivotTarget) -> str | None:
+    """Why no code for `target` runs on this kind of machine; None if some does."""
+    needs = {"x86": "x86_64", "arm": "aarch64", "cuda": "x86_64"}[target.family]
+    if target.tvm.get("mtriple", "").startswith("armv7"):
+        needs = "armv7l"
+    if machine_name() == needs:
+        return None
+    kind = f"target {target.name!r} ({target.family}, {needs})"
+    return f"made for {kind}, which this {machine_name()} machine cannot run"
+
+
+def _arm_features() -> frozenset[str]:
+    """What Linux says this 64-bit Arm processor offers."""
+    try:
+        ask = ctypes.CDLL(None).getauxval
+    except AttributeError:  # not Linux: every machine with another system has these
+        return frozenset(_ARM_BITS) - {"sve", "sve2", "i8mm", "bf16"}
+    ask.restype, ask.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    bits = int(ask(_AT_HWCAP)) | int(ask(_AT_HWCAP2)) << 64
+    return frozenset(name for name, bit in _ARM_BITS.items() if bits >> bit & 1)
 
 
 def _plain(name: str) -> str:
@@ -197,9 +156,10 @@ def detect_host() -> PivotTarget:
     """
     import tvm
 
-    machine = platform.machine()
-    if machine not in ("x86_64", "AMD64"):
-        raise UnsupportedTargetError(f"target 'x86' needs an x86-64 host; this one is {machine}")
+    if machine_name() != "x86_64":
+        raise UnsupportedTargetError(
+            f"target 'x86' needs an x86-64 host; this one is {machine_name()}"
+        )
     mcpu = str(tvm.get_global_func("target.llvm_get_system_cpu")())
     presets = (PRESETS["x86-avx512"], PRESETS["x86-avx2"])
     base = next((preset for preset in presets if not _lacks(preset)), None)

@@ -1,0 +1,128 @@
+"""Ragged sums whose operands are held in registers: a rewrite for machines that multiply by lane.
+
+A planes kernel multiplies R weights by P vectors of an input row. Written plainly, each weight is
+loaded by itself and broadcast. A machine with a multiply by one lane of a register (NEON's
+``fmla v.4s, v.4s, v.s[i]``) takes a vector of weights as it lies in memory: `hold_operands` loads
+an entry's weights and inputs, whole vectors at a time, and names what they hold, so that LLVM
+turns each weight into a lane.
+
+A core that issues in order waits for every load that is used at once. There the operands of
+several entries are loaded together, before any is multiplied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.s_tir import SBlockRealize
+
+from .analysis import substitute, walk
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """One step of a ragged sum: ``acc[r, v, q] += weight[e, r] * x[v, q]``, entry e by `var`."""
+
+    var: Any
+    rows: Any
+    vectors: Any
+    lane: Any
+    store: Any
+
+    @classmethod
+    def of(cls, loop: tirx.For) -> _Sum:
+        """From the scheduled loop over entries; in it are those over rows, vectors and lanes."""
+        rows = loop.body
+        vectors = rows.body
+        lane = vectors.body
+        (realize,) = walk(lane, SBlockRealize)
+        axes = zip(realize.block.iter_vars, realize.iter_values, strict=True)
+        store = substitute(realize.block.body, {axis.var: value for axis, value in axes})
+        return cls(loop.loop_var, rows, vectors, lane, store)
+
+    @property
+    def lanes(self) -> int:
+        """Floats of a vector."""
+        return int(self.lane.extent)
+
+    def indices(self, indices: Any, p: Any, r: int, v: int) -> list[Any]:
+        """Of the first lane, for entry p, row r and vector v."""
+        zero = tirx.const(0, "int32")
+        number = {self.rows.loop_var: r, self.vectors.loop_var: v}
+        values = {var: tirx.const(value, "int32") for var, value in number.items()}
+        values |= {self.var: p, self.lane.loop_var: zero}
+        return [substitute(index, values) for index in indices]
+
+    def load(self, p: Any, weight_lanes: int) -> tuple[list[tirx.Stmt], list[Any], list[Any]]:
+        """The code that loads entry p, and what it names: each row's weight, and the inputs."""
+        weight, data = self.store.value.b.a, self.store.value.b.b
+        rows = int(self.rows.extent)
+        code: list[tirx.Stmt] = []
+        weights, inputs = [], []
+        for first in range(0, rows, weight_lanes):
+            count = min(weight_lanes, rows - first)
+            at = self.indices(weight.indices, p, first, 0)
+            held = _name(code, _load(weight.source, at, count))
+            weights += [tirx.Shuffle([held], [i]) if count > 1 else held for i in range(count)]
+        for v in range(int(self.vectors.extent)):
+            at = self.indices(data.indices, p, 0, v)
+            inputs.append(_name(code, _load(data.source, at, self.lanes)))
+        return code, weights, inputs
+
+    def multiply(self, weights: list[Any], inputs: list[Any]) -> list[tirx.Stmt]:
+        """Add the products of one entry to the accumulators."""
+        code: list[tirx.Stmt] = []
+        for r, weight in enumerate(weights):
+            for v, value in enumerate(inputs):
+                at = _vector(self.indices(self.store.indices, self.var, r, v), self.lanes)
+                factor = tirx.Broadcast(weight, self.lanes) if self.lanes > 1 else weight
+                total = tirx.BufferLoad(self.store.buffer, at) + factor * value
+                code.append(tirx.BufferStore(self.store.buffer, total, at))
+        return code
+
+
+def hold_operands(loop: tirx.For, count: Any, weight_lanes: int, entries: int) -> tirx.Stmt:
+    """The ragged loop of a planes kernel, with its operands held in registers.
+
+    Args:
+        loop: over the entries of a row block; inside are its rows, vectors and lanes.
+        count: the row block's entries.
+        weight_lanes: weights loaded together, at most.
+        entries: whose operands are loaded before any is multiplied.
+    """
+    step = _Sum.of(loop)
+
+    def together(first: Any, number: int) -> tirx.Stmt:
+        loaded = [step.load(first + i, weight_lanes) for i in range(number)]
+        code = [statement for loads, _, _ in loaded for statement in loads]
+        for _, weights, inputs in loaded:
+            code += step.multiply(weights, inputs)
+        return tirx.SeqStmt(code)
+
+    p = tirx.Var("p", "int32")
+    if entries == 1:
+        return _loop(p, count, together(p, 1))
+    groups, rest = tirx.floordiv(count, entries), tirx.Var("rest", "int32")
+    left = _loop(rest, tirx.floormod(count, entries), together(groups * entries + rest, 1))
+    return tirx.SeqStmt([_loop(p, groups, together(p * entries, entries)), left])
+
+
+def _vector(indices: list[Any], lanes: int) -> list[Any]:
+    return [*indices[:-1], tirx.Ramp(indices[-1], 1, lanes)] if lanes > 1 else indices
+
+
+def _load(buffer: Any, first: list[Any], lanes: int) -> Any:
+    return tirx.BufferLoad(buffer, _vector(first, lanes))
+
+
+def _name(code: list[tirx.Stmt], value: Any) -> Any:
+    """A variable that the code gives `value` to."""
+    var = tirx.Var("held", str(value.ty))
+    code.append(tirx.Bind(var, value))
+    return var
+
+
+def _loop(var: Any, count: Any, body: tirx.Stmt) -> tirx.For:
+    return tirx.For(var, tirx.const(0, "int32"), count, tirx.ForKind.SERIAL, body)
