@@ -14,6 +14,7 @@ from tvm.ir import IRModule
 from ..report import LayerReport, Moves
 from ..targets import PivotTarget
 from .canonicalize import canonicalize
+from .choose_kernels import Tuned, choose_kernels
 from .count_moves import count_moves
 from .detect import PIVOT_SECONDS, detect
 from .drop_dead import DropReport, drop_dead
@@ -49,6 +50,7 @@ class Compilation:
         reports: what the user is told about each of them.
         notes: what the user is told about the network.
         model_moves, compiled_moves: operators that only move elements, before and after.
+        tuned: what is known from tuning.
     """
 
     mod: IRModule
@@ -61,6 +63,7 @@ class Compilation:
     notes: tuple[str, ...] = ()
     model_moves: Moves | None = None
     compiled_moves: Moves | None = None
+    tuned: Tuned | None = None
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,12 @@ def _detect(state: Compilation) -> Compilation:
 
 def _fuse_permutations(state: Compilation) -> Compilation:
     mod, planned = fuse_permutations(state.mod, state.planned, state.target)
-    reports = report_layers(state.originals, planned)
-    return replace(state, mod=mod, planned=planned, reports=reports)
+    return replace(state, mod=mod, planned=planned)
+
+
+def _choose_kernels(state: Compilation) -> Compilation:
+    planned = choose_kernels(state.mod, state.planned, state.target, state.tuned)
+    return replace(state, planned=planned, reports=report_layers(state.originals, planned))
 
 
 def _lower(state: Compilation) -> Compilation:
@@ -155,6 +162,7 @@ PHASES: tuple[Phase, ...] = (
     Phase("drop_dead", _drop_dead, analysis=True),
     Phase("detect", _detect, analysis=True),
     Phase("fuse_permutations", _fuse_permutations, analysis=True),
+    Phase("choose_kernels", _choose_kernels, analysis=True),
     Phase("lower_layers", _lower),
     Phase("fuse", _fuse),
     Phase("schedule_functions", _schedule),

@@ -12,6 +12,7 @@ from tvm.ir import Call, IRModule, Var
 from ..layout import FloatArray, IntArray
 from ..planes import AxisGeometry, ConvGeometry
 from ..report import SharedOrder
+from ..schedules.choices import Choice
 from .graph import (
     MAIN,
     array_of,
@@ -109,6 +110,8 @@ class PlannedLayer:
         dense_cycles: predicted cycles of the best dense plan.
         sparse: whether sparse plans were considered.
         shared: orders that its rows or columns share with other layers (see `fuse_permutations`).
+        choice: how its kernel is made (see `choose_kernels`); None until that is chosen.
+        record: the tuning record that the choice is from; empty where the rule chose.
     """
 
     layer: Layer
@@ -116,6 +119,8 @@ class PlannedLayer:
     dense_cycles: float
     sparse: bool
     shared: tuple[SharedOrder, ...] = ()
+    choice: Choice | None = None
+    record: str = ""
 
     @property
     def skips(self) -> bool:

@@ -9,24 +9,16 @@ import numpy as np
 from tvm import relax, tirx
 from tvm.ir import Expr, GlobalVar, IRModule, Var
 
-from ..layout import BlockShape, IntArray, PackedWeight, SlicedWeight
-from ..pack import pack, pack_sliced
 from ..planes import ConvGeometry
-from ..schedules import tile_rule
-from ..schedules.bands import in_bands
-from ..schedules.block_sparse import planes_kernel, rows_kernel
-from ..schedules.block_sparse_moves import schedule_planes, schedule_rows
+from ..schedules.choices import Choice
 from ..schedules.depthwise import depthwise_kernel, depthwise_problem
 from ..schedules.pack_planes import pack_planes
-from ..schedules.problems import Bands, PlanesProblem
 from ..targets import PivotTarget
-from ..windows import pack_windows
-from .detect import planes_problem, rows_problem
 from .epilogues import FusedLayer, fuse_epilogues
 from .feature_major import FeatureMajor
 from .graph import MAIN, Rewriter, constant, static_shape
+from .layer_kernels import LayerKernel, layer_kernel, rule_choice
 from .layers import Layer, Plan, PlannedLayer
-from .pack_layer import pack_planes_layer
 
 # Fewer floats than this are copied faster by one core than by waking another.
 PARALLEL_FLOATS = 1 << 17
@@ -76,6 +68,7 @@ class _Site:
         x: its input.
         residual: what its epilogue adds, in the shape of the output.
         shape: the output's shape in the graph.
+        choice: how its kernel is made; None for a depthwise layer, which has no choice.
     """
 
     fused: FusedLayer
@@ -83,6 +76,7 @@ class _Site:
     x: Expr
     residual: Expr | None
     shape: tuple[int, ...]
+    choice: Choice | None
 
     @property
     def layer(self) -> Layer:
@@ -90,9 +84,14 @@ class _Site:
 
 
 class _Lowering:
-    def __init__(self, mod: IRModule, planned: Sequence[PlannedLayer], target: PivotTarget) -> None:
+    def __init__(
+        self,
+        mod: IRModule,
+        planned: Sequence[PlannedLayer],
+        target: PivotTarget,
+    ) -> None:
         fused = fuse_epilogues(mod, [p.layer for p in planned])
-        plans = {p.layer.var: p.plan for p in planned}
+        plans = {p.layer.var: p for p in planned}
         self.target = target
         self.ends = {f.end: (f, plans[f.layer.var]) for f in fused}
         self.inner = {var for f in fused for var in f.inner}
@@ -112,13 +111,16 @@ class _Lowering:
             return value.args[0]
         if var not in self.ends:
             return self.feature_major.follow(rw, var, value)
-        fused, plan = self.ends[var]
+        fused, planned = self.ends[var]
+        plan, choice = planned.plan, planned.choice
         shape = static_shape(var)
         assert shape is not None
         residual = fused.residual
         if isinstance(residual, Var):
             residual = rw.remap.get(residual, residual)
-        site = _Site(fused, plan, self.inputs[fused.layer.var], residual, shape)
+        if choice is None and plan.form != "depthwise":
+            choice = rule_choice(fused.layer, plan, fused.epilogue, self.target)
+        site = _Site(fused, plan, self.inputs[fused.layer.var], residual, shape, choice)
         if plan.form == "rows":
             return self._rows(rw, site)
         if plan.form == "depthwise":
@@ -129,11 +131,9 @@ class _Lowering:
         g = site.layer.geometry
         if g.direct:
             planes = rw.reshape(site.x, (g.batch, g.image_floats))
+        elif site.choice is not None and site.choice.band_rows:
+            return self._run(rw, site, self._made(site), site.x, site.residual)
         else:
-            problem = planes_problem(site.layer, site.plan, site.fused.epilogue)
-            bands = tile_rule(self.target).choose_bands(problem, site.plan.entries, self.target)
-            if bands is not None:
-                return self._banded(rw, site, problem, bands)
             planes = self._packed(rw, site.x, g)
         return rw.reshape(self._planes(rw, site, planes, site.residual), site.shape)
 
@@ -147,63 +147,27 @@ class _Lowering:
         return self.feature_major.record(rw, matrix, site.shape)
 
     def _planes(self, rw: Rewriter, site: _Site, planes: Expr, residual: Expr | None) -> Expr:
-        plan, layer = site.plan, site.layer
-        problem = planes_problem(layer, plan, site.fused.epilogue)
-        tile, _ = tile_rule(self.target).choose_planes(problem, plan.entries, self.target)
-        packed, more = pack_planes_layer(layer, plan, problem, tile)
-        name = self._kernel(
-            rw,
-            site,
-            (problem, tile),
-            lambda: schedule_planes(planes_kernel(problem, tile), problem, tile),
-        )
-        return _call(rw, site, name, problem.output, planes, packed, residual, more)
-
-    def _banded(self, rw: Rewriter, site: _Site, problem: PlanesProblem, bands: Bands) -> Expr:
-        """A convolution that lays its planes out itself, some output rows at a time."""
-        plan, g, band = site.plan, site.layer.geometry, problem.band(bands.rows)
-        one = replace(self.target, cores=1)
-        tile, _ = tile_rule(self.target).choose_planes(band, plan.entries, one)
-        layer = replace(site.layer, geometry=g.band(bands.rows))
-        packed, more = pack_planes_layer(layer, plan, band, tile)
-
-        def make() -> tirx.PrimFunc:
-            kernel = schedule_planes(planes_kernel(band, tile), band, tile)
-            return in_bands(kernel, g, bands, self.target.lanes)
-
-        name = self._kernel(rw, site, (g, problem, bands, tile), make)
-        return _call(rw, site, name, site.shape, site.x, packed, site.residual, more)
+        return self._run(rw, site, self._made(site), planes, residual)
 
     def _rows(self, rw: Rewriter, site: _Site) -> Expr:
-        plan, matrix = site.plan, site.layer.matrix
-        problem = rows_problem(site.layer, plan, site.fused.epilogue)
-        tile, _ = tile_rule(self.target).choose_rows(problem, plan.entries, self.target)
-        packed: PackedWeight | SlicedWeight
-        more: tuple[IntArray, ...] = ()
-        if plan.own_columns:
-            packed = (
-                pack_windows(matrix, plan.block_rows, plan.window, unroll=tile.unroll)
-                if plan.window
-                else pack_sliced(matrix, plan.block_rows, unroll=tile.unroll)
-            )
-            more = () if packed.starts is None else (packed.starts,)
-        else:
-            packed = pack(
-                matrix,
-                BlockShape(plan.block_rows),
-                unroll=tile.unroll,
-                slots=plan.slots[0],
-                keep_all=plan.keep_all,
-            )
-        name = self._kernel(
-            rw,
-            site,
-            (problem, tile),
-            lambda: schedule_rows(rows_kernel(problem, tile), problem, tile),
-        )
-        x = rw.reshape(site.x, (problem.inputs, problem.columns))
-        y = _call(rw, site, name, problem.output, x, packed, site.residual, more)
-        return rw.reshape(y, site.shape)
+        inputs = site.layer.row_inputs
+        assert inputs is not None
+        x = rw.reshape(site.x, (inputs, site.layer.matrix.shape[1]))
+        return rw.reshape(self._run(rw, site, self._made(site), x, site.residual), site.shape)
+
+    def _made(self, site: _Site) -> LayerKernel:
+        assert site.choice is not None
+        return layer_kernel(site.layer, site.plan, site.fused.epilogue, site.choice, self.target)
+
+    def _run(
+        self, rw: Rewriter, site: _Site, made: LayerKernel, x: Expr, residual: Expr | None
+    ) -> Expr:
+        """Call a kernel on its input, its tables and the residual."""
+        kernel = self._kernel(rw, site, made.key, made.make)
+        args = [x, *(constant(table) for table in made.tables(site.fused.bias))]
+        if residual is not None:
+            args.append(rw.reshape(residual, made.output))
+        return rw.emit(relax.call_tir(kernel, args, relax.TensorType(made.output, "float32")))
 
     def _depthwise(self, rw: Rewriter, site: _Site) -> Expr:
         layer = site.layer
@@ -235,25 +199,6 @@ class _Lowering:
             out = relax.TensorType((g.batch, g.image_floats), "float32")
             self.planes[key] = rw.emit(relax.call_tir(kernel, [x], out))
         return self.planes[key]
-
-
-def _call(
-    rw: Rewriter,
-    site: _Site,
-    kernel: GlobalVar,
-    out: tuple[int, ...],
-    x: Expr,
-    packed: PackedWeight | SlicedWeight,
-    residual: Expr | None,
-    more: tuple[IntArray, ...] = (),
-) -> Expr:
-    """Call a kernel on its input, tables, bias and `more` tables; the result has shape `out`."""
-    bias = site.fused.bias[packed.rows]
-    tables = (packed.indptr, packed.index, packed.data, packed.rows, bias, *more)
-    args = [x, *(constant(table) for table in tables)]
-    if residual is not None:
-        args.append(rw.reshape(residual, out))
-    return rw.emit(relax.call_tir(kernel, args, relax.TensorType(out, "float32")))
 
 
 def _kind(plan: Plan) -> str:

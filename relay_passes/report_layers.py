@@ -72,6 +72,7 @@ def _report(layer: Layer, planned: PlannedLayer) -> LayerReport:
         fills=_fills(masks) if pattern.density < 1.0 else (),
         pivot=_pivot(plan, kept) if planned.skips else None,
         shared=planned.shared,
+        tuned=planned.record,
     )
 
 

@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
 from ..planes import SLACK, ConvGeometry
-from .analysis import LEFT_TO_LLVM
+from .analysis import LEFT_TO_LLVM, substitute
 from .block_sparse_moves import SCHEDULED
 from .moves import in_sequence
 
@@ -136,3 +136,20 @@ def _clear(p: Any, image: Any, begin: Any, count: int, lanes: int) -> list[tirx.
     if count == 0:
         return []
     return [vectors(count, lanes, lambda at: tirx.BufferStore(p, zero, [image, begin + at]))]
+
+
+def packed_first(kernel: tirx.PrimFunc, packing: tirx.PrimFunc) -> tirx.PrimFunc:
+    """One function that lays out planes and runs a planes kernel on them.
+
+    Args:
+        kernel: its first parameter is the planes.
+        packing: made by `pack_planes`.
+
+    Returns:
+        A function of the images, the planes, which it overwrites, and the kernel's other arguments.
+    """
+    x, p = packing.params
+    own, *others = kernel.params
+    steps = tirx.SeqStmt([packing.body, substitute(kernel.body, {own: p})])
+    body = SBlockRealize([], tirx.const(True, "bool"), SBlock([], [], [], "root", steps))
+    return tirx.PrimFunc([x, p, *others], body, None, packing.attrs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..planes import SLACK
@@ -18,13 +18,6 @@ PARALLEL_CYCLES = 60_000.0
 MOST_VECTORS = 8
 # Accumulators of a row block's strip stay in level 1 until they are squeezed.
 STRIP_BYTES = 16 << 10
-# What the inputs of a column tile may take of level 1.
-L1_SHARES = (0.35, 0.5, 0.7, 1.0, 1.4)
-# Higher blocks multiply more than they load: they need no K tiles. Nor do many register tiles
-# fit level 1 together.
-MOST_K_TILED_ROWS = 4
-MOST_K_TILED_TILES = 4
-MOST_PANEL_TILES = 2
 # Higher blocks read a panel of all columns, where whole register tiles cover its rows exactly.
 MOST_WHOLE_PANEL_TILES = 8
 # Tasks per core that even out what they differ in; a task has at least so many row blocks.
@@ -40,6 +33,27 @@ BAND_SHARE, BAND_AND_WEIGHTS_SHARE = 0.36, 0.8
 LEAST_BAND = 2
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Which tiles are looked at.
+
+    Attributes:
+        k_tiled_rows: block rows up to which columns are cut: higher blocks multiply more than
+            they load.
+        k_tiled_tiles, panel_tiles: register tiles of such a group, and of one with a panel: more do
+            not fit level 1 together.
+        l1_shares: what the inputs of a column tile may take of level 1.
+    """
+
+    k_tiled_rows: int
+    k_tiled_tiles: int
+    panel_tiles: int
+    l1_shares: tuple[float, ...]
+
+
+RULE = Reach(4, 4, 2, (0.35, 0.5, 0.7, 1.0, 1.4))
+
+
 def _vectors(block_rows: int, target: PivotTarget) -> int:
     """How many vectors P fit the registers with their R x P accumulators and a weight."""
     if block_rows == 1:
@@ -48,14 +62,16 @@ def _vectors(block_rows: int, target: PivotTarget) -> int:
     return max(1, min(MOST_VECTORS, fit))
 
 
-def planes_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[PlanesTile]:
-    """All tiles the rule considers, single-core."""
+def planes_tiles(
+    problem: PlanesProblem, target: PivotTarget, reach: Reach = RULE
+) -> Iterator[PlanesTile]:
+    """All tiles within reach, by default those that the rule considers; for one core."""
     for tile in _register_tiles(problem, target):
         yield tile
-        yield from _k_tiled(problem, tile, target)
+        yield from _k_tiled(problem, tile, target, reach)
     if not problem.compact:
-        for tile in _panel_tiles(problem, target):
-            yield from _with_panel(problem, tile, target)
+        for tile in _panel_tiles(problem, target, reach):
+            yield from _with_panel(problem, tile, target, reach)
 
 
 def _register_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[PlanesTile]:
@@ -83,7 +99,7 @@ def _strip_tiles(problem: PlanesProblem, rows: int, pitch: int, width: int) -> i
     return -(-((rows - 1) * pitch + problem.width) // width)
 
 
-def _panel_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[PlanesTile]:
+def _panel_tiles(problem: PlanesProblem, target: PivotTarget, reach: Reach) -> Iterator[PlanesTile]:
     """Register tiles over rows that begin at a vector, or at half of one where that is shorter."""
     units = (target.lanes, target.lanes // 2)
     for pitch in sorted({-(-problem.width // unit) * unit for unit in units}):
@@ -91,12 +107,12 @@ def _panel_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[Planes
             width = target.lanes * vectors
             for rows in range(1, problem.height + 1):
                 tiles = _strip_tiles(problem, rows, pitch, width)
-                if problem.block_rows > MOST_K_TILED_ROWS:
+                if problem.block_rows > reach.k_tiled_rows:
                     if tiles > MOST_WHOLE_PANEL_TILES:
                         break
                     if tiles * width != rows * pitch:
                         continue
-                elif tiles > MOST_PANEL_TILES:
+                elif tiles > reach.panel_tiles:
                     break
                 # What the last register tile reads behind the last row must lie in the slack.
                 beyond = -(-tiles * width // pitch) - rows
@@ -104,33 +120,35 @@ def _panel_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[Planes
                     yield PlanesTile(target.lanes, vectors, tiles, rows, False, panel_pitch=pitch)
 
 
-def _k_tiled(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> Iterator[PlanesTile]:
+def _k_tiled(
+    problem: PlanesProblem, tile: PlanesTile, target: PivotTarget, reach: Reach
+) -> Iterator[PlanesTile]:
     """`tile` with its columns cut into tiles that fit level 1, with and without a panel."""
-    if problem.block_rows > MOST_K_TILED_ROWS or tile.tiles > MOST_K_TILED_TILES:
+    if problem.block_rows > reach.k_tiled_rows or tile.tiles > reach.k_tiled_tiles:
         return
     tile = _fitted(problem, tile, target)
     bytes_per_channel = 4 * tile.tiles * tile.width
     if problem.channels > 1:
-        for k_tiles in _k_tiles(problem.channels, bytes_per_channel, target):
+        for k_tiles in _k_tiles(problem.channels, bytes_per_channel, target, reach):
             if k_tiles > 1:
                 yield replace(tile, k_tiles=k_tiles)
     if problem.compact and tile.tiles == 1:
-        yield from _with_panel(problem, replace(tile, panel_pitch=tile.width), target)
+        yield from _with_panel(problem, replace(tile, panel_pitch=tile.width), target, reach)
 
 
 def _with_panel(
-    problem: PlanesProblem, tile: PlanesTile, target: PivotTarget
+    problem: PlanesProblem, tile: PlanesTile, target: PivotTarget, reach: Reach
 ) -> Iterator[PlanesTile]:
     """`tile`, which has a panel, with its columns cut into tiles whose panels fit level 1."""
     if problem.groups > 1:
         return
-    if problem.block_rows > MOST_K_TILED_ROWS:
+    if problem.block_rows > reach.k_tiled_rows:
         if 4 * problem.columns * tile.width <= target.l1_bytes:  # else taps had better share lines
             yield tile
         return
     tile, panel = _fitted(problem, tile, target), Panel(problem, tile)
     bytes_per_channel = 4 * panel.lines * panel.height * tile.panel_pitch
-    for k_tiles in _k_tiles(problem.channels, bytes_per_channel, target):
+    for k_tiles in _k_tiles(problem.channels, bytes_per_channel, target, reach):
         yield replace(tile, k_tiles=k_tiles)
 
 
@@ -141,10 +159,10 @@ def _fitted(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> Pl
     return replace(tile, stretches=stretches)
 
 
-def _k_tiles(channels: int, bytes_per_channel: int, target: PivotTarget) -> list[int]:
+def _k_tiles(channels: int, bytes_per_channel: int, target: PivotTarget, reach: Reach) -> list[int]:
     """Numbers of column tiles that take some share of level 1, none of them empty."""
     counts = set()
-    for share in L1_SHARES:
+    for share in reach.l1_shares:
         length = max(1, min(channels, int(share * target.l1_bytes) // bytes_per_channel))
         counts.add(-(-channels // -(-channels // -(-channels // length))))
     return sorted(counts)
@@ -157,9 +175,16 @@ def choose_planes(
     """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles."""
     costs = ((predict(problem, t, entries, target), t) for t in planes_tiles(problem, target))
     cycles, best = min(costs, key=lambda pair: pair[0])
-    if target.cores > 1 and cycles > PARALLEL_CYCLES:
-        best = replace(best, parallel=True, stretches=_stretches(problem, best, target))
-    return best, cycles
+    return share_planes(problem, best, cycles, target), cycles
+
+
+def share_planes(
+    problem: PlanesProblem, tile: PlanesTile, cycles: float, target: PivotTarget
+) -> PlanesTile:
+    """A tile for one core, made for all cores if a kernel of so many cycles is worth it."""
+    if target.cores == 1 or cycles <= PARALLEL_CYCLES:
+        return tile
+    return replace(tile, parallel=True, stretches=_stretches(problem, tile, target))
 
 
 @lru_cache(maxsize=4096)
@@ -183,13 +208,26 @@ def choose_bands(
     one = replace(target, cores=1)
 
     def cycles(rows: int) -> float:
-        band, count = problem.band(rows), problem.batch * -(-problem.height // rows)
-        copies = PACK_CYCLES * band.image_floats / target.lanes
-        share = -(-count // target.cores)
-        return share * (choose_planes(band, entries, one, predict)[1] + copies)
+        kernel = choose_planes(problem.band(rows), entries, one, predict)[1]
+        return bands_cycles(problem, rows, kernel, target)
 
     best = min(range(-(-most // 2), most + 1), key=cycles)
-    return Bands(best, target.cores > 1 and target.cores * cycles(best) > PARALLEL_CYCLES)
+    return share_bands(best, cycles(best), target)
+
+
+def bands_cycles(problem: PlanesProblem, rows: int, kernel: float, target: PivotTarget) -> float:
+    """Predicted cycles of a layer in bands of `rows`, each of which takes `kernel` beside copies.
+
+    All cores share the bands.
+    """
+    count = problem.batch * -(-problem.height // rows)
+    copies = PACK_CYCLES * problem.band(rows).image_floats / target.lanes
+    return -(-count // target.cores) * (kernel + copies)
+
+
+def share_bands(rows: int, cycles: float, target: PivotTarget) -> Bands:
+    """Bands of so many rows, on all cores if so many cycles on each of them are worth it."""
+    return Bands(rows, target.cores > 1 and target.cores * cycles > PARALLEL_CYCLES)
 
 
 def _stretches(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> int:
@@ -216,4 +254,9 @@ def choose_rows(problem: RowsProblem, entries: int, target: PivotTarget) -> tupl
     unroll = 1 << (min(unroll, 2 if problem.window else 4).bit_length() - 1)
     far = 4 * problem.block_rows * entries > FAR_WEIGHTS * target.l2_bytes
     ahead = AHEAD_BYTES // (4 * problem.block_rows) if far else 0
-    return RowsTile(unroll, target.cores > 1 and cycles > PARALLEL_CYCLES, ahead), cycles
+    return share_rows(RowsTile(unroll, False, ahead), cycles, target), cycles
+
+
+def share_rows(tile: RowsTile, cycles: float, target: PivotTarget) -> RowsTile:
+    """The tile, with row blocks on all cores if a kernel of so many cycles is worth it."""
+    return replace(tile, parallel=target.cores > 1 and cycles > PARALLEL_CYCLES)

@@ -36,6 +36,7 @@ def files(*suffixes: str, under: Path = ROOT) -> list[Path]:
 
 
 SOURCES = [path for package in PACKAGES for path in files(".py", under=ROOT / package)]
+LOGS = ROOT / "tuning_logs"
 README = (ROOT / "README.md").read_text()
 
 
@@ -87,7 +88,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel of the project, built offline from a copy of its sources."""
     copy = tmp_path_factory.mktemp("wheel") / "project"
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for package in PACKAGES:
+    for package in (*PACKAGES, "tuning_logs"):
         shutil.copytree(ROOT / package, copy / package, ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
@@ -116,6 +117,8 @@ def test_the_wheel_holds_one_package_with_everything_in_it(wheel: Path) -> None:
     assert "tvm_pivot/py.typed" in inside
     demo = {f"tvm_pivot/demo/{p.name}" for p in (ROOT / "tvm_pivot/demo").iterdir() if p.is_file()}
     assert demo <= inside
+    logs = {f"tvm_pivot/{path.relative_to(ROOT)}" for path in files(".jsonl", under=LOGS)}
+    assert logs <= inside
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .report import LayerReport, Report
     from .session import Session
     from .targets import PivotTarget
+    from .tuning.tuner import TuneReport, tune
 
 try:
     __version__ = version("tvm-pivot")
@@ -51,6 +52,7 @@ _HOMES = {
     "PruneReport": "prune.report",
     "Report": "report",
     "Session": "session",
+    "TuneReport": "tuning.tuner",
     "TuningError": "errors",
     "UnsupportedTargetError": "errors",
     "build": "compiler",
@@ -58,6 +60,7 @@ _HOMES = {
     "load": "artifact",
     "prune": "prune.api",
     "pruner": "prune.api",
+    "tune": "tuning.tuner",
 }
 
 __all__ = [
@@ -72,6 +75,7 @@ __all__ = [
     "PruneReport",
     "Report",
     "Session",
+    "TuneReport",
     "TuningError",
     "UnsupportedTargetError",
     "__version__",
@@ -80,6 +84,7 @@ __all__ = [
     "load",
     "prune",
     "pruner",
+    "tune",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``tvm-pivot inspect | build | run | bench | farm``.
+"""The command line: ``tvm-pivot inspect | build | run | bench | tune | farm``.
 
 TVM takes seconds to import, so it is imported inside the commands: ``--help`` stays quick.
 """
@@ -18,6 +18,7 @@ import typer
 from .cli_bench import bench
 from .cli_common import (
     AsJson,
+    Log,
     Model,
     PivotSeconds,
     Shapes,
@@ -29,6 +30,7 @@ from .cli_common import (
     print_json,
 )
 from .cli_farm import farm
+from .cli_tune import tune
 from .errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def inspect(
     target: Target = "x86",
     shape: Shapes = None,
     pivot_seconds: PivotSeconds = 2.0,
+    log: Log = None,
     as_json: AsJson = False,
 ) -> None:
     """Show where a model's zeros are and which layers would run sparse. Compiles nothing."""
@@ -84,7 +87,11 @@ def inspect(
 
         with phases("reading"):
             report = tvm_pivot.inspect(
-                str(model), target=target, shapes=parse_shapes(shape), pivot_seconds=pivot_seconds
+                str(model),
+                target=target,
+                shapes=parse_shapes(shape),
+                pivot_seconds=pivot_seconds,
+                log=log,
             )
         typer.echo(report.to_json(indent=2) if as_json else str(report))
 
@@ -102,6 +109,7 @@ def build(
         bool, typer.Option("--sparse/--dense", help="Skip zeros, or build every layer dense.")
     ] = True,
     pivot_seconds: PivotSeconds = 2.0,
+    log: Log = None,
     debug_dir: Annotated[
         Path | None, typer.Option("--debug-dir", help="Write the module after each phase here.")
     ] = None,
@@ -112,7 +120,7 @@ def build(
         if not output.parent.is_dir():  # before minutes of compiling, not after
             raise ArtifactError(f"cannot write {output}: there is no directory {output.parent}")
         started = time.perf_counter()
-        more = {"debug_dir": debug_dir, "pivot_seconds": pivot_seconds}
+        more = {"debug_dir": debug_dir, "pivot_seconds": pivot_seconds, "log": log}
         net = _build(model, target, shape, sparse=sparse, **more)
         net.export(output)
         seconds, size = time.perf_counter() - started, output.stat().st_size
@@ -168,6 +176,7 @@ def run(
 
 
 app.command()(bench)
+app.command()(tune)
 app.add_typer(farm, name="farm")
 
 

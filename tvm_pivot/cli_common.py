@@ -32,6 +32,9 @@ PivotSeconds = Annotated[
         "--pivot-seconds", min=0.0, help="For the search for orders of rows that make blocks."
     ),
 ]
+Log = Annotated[
+    Path | None, typer.Option("--log", "-l", help="Use the records of this tuning log too.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", help="Threads; default: one per physical core.")

@@ -21,6 +21,7 @@ from .relay_passes import PHASES, PIVOT_SECONDS, Compilation
 from .report import Report
 from .session import Session
 from .targets import PivotTarget, resolve
+from .tuning.selection import select
 
 Shapes = Mapping[str, int | Sequence[int]]
 Progress = Callable[[str], None]
@@ -35,6 +36,8 @@ def build(
     shapes: Shapes | None = None,
     sparse: bool = True,
     pivot_seconds: float = PIVOT_SECONDS,
+    log: str | PathLike[str] | None = None,
+    tuned: bool = True,
     threads: int | None = None,
     debug_dir: str | PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -51,6 +54,8 @@ def build(
         sparse: False compiles the same network with no zero skipped, to compare with.
         pivot_seconds: for a general search for orders of rows that gather the non-zeros into
             blocks, in all layers together. Planted structure is always found.
+        log: a tuning log (see `tune`), used besides the logs that come with the package.
+        tuned: False leaves all tuning records alone: every kernel is made by the target's rule.
         threads: threads of one run; default: see `Session.set_threads`.
         debug_dir: write the module after each phase there, as ``NN_phase.py``.
         progress: called with the name of each phase as it begins.
@@ -59,13 +64,15 @@ def build(
         UnsupportedTargetError: the target is unknown or has no schedules yet.
         ModelImportError: the model could not be read.
         CompileError: the model was read but could not be compiled.
+        TuningError: the tuning log cannot be read.
     """
     began = time.perf_counter()
     described = resolve(target).require_schedules()
     tell = progress or _silent
     tell("import")
     imported = import_model(model, example_inputs=example_inputs, params=params, shapes=shapes)
-    state = Compilation(imported.mod, described, sparse, pivot_seconds)
+    records = select(log, described) if tuned else None
+    state = Compilation(imported.mod, described, sparse, pivot_seconds, tuned=records)
     done = _run_phases(state, imported.source, debug_dir, tell, PHASES)
     tell("compile")
     executable = _compile(done.mod, described, imported.source)
@@ -83,6 +90,8 @@ def inspect(
     params: Mapping[str, Any] | None = None,
     shapes: Shapes | None = None,
     pivot_seconds: float = PIVOT_SECONDS,
+    log: str | PathLike[str] | None = None,
+    tuned: bool = True,
 ) -> Report:
     """What `build` would do to each layer of a model, without compiling it.
 
@@ -91,7 +100,8 @@ def inspect(
     described = resolve(target)
     imported = import_model(model, example_inputs=example_inputs, params=params, shapes=shapes)
     analysis = [phase for phase in PHASES if phase.analysis]
-    state = Compilation(imported.mod, described, pivot_seconds=pivot_seconds)
+    records = select(log, described) if tuned else None
+    state = Compilation(imported.mod, described, pivot_seconds=pivot_seconds, tuned=records)
     return _report(_run_phases(state, imported.source, None, _silent, analysis), described)
 
 
@@ -150,7 +160,7 @@ def _report(state: Compilation, target: PivotTarget) -> Report:
     return Report(
         tuple(state.reports),
         target.name,
-        tuple(state.notes),
+        (*state.notes, *(() if state.tuned is None else state.tuned.notes)),
         model_moves=state.model_moves,
         compiled_moves=state.compiled_moves,
     )

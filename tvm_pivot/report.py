@@ -84,6 +84,7 @@ class LayerReport:
         fills: what the fill of the model's own rows and columns would be with other blocks.
         pivot: the order its rows were given, or None where they have their own.
         shared: orders its rows and columns were given together with other layers.
+        tuned: the tuning record that its kernel is made by; empty where the target's rule chose.
     """
 
     name: str
@@ -101,6 +102,7 @@ class LayerReport:
     fills: tuple[BlockFill, ...] = ()
     pivot: Pivoted | None = None
     shared: tuple[SharedOrder, ...] = ()
+    tuned: str = ""
 
     def __post_init__(self) -> None:
         for field in ("density", "fill"):
@@ -173,6 +175,7 @@ class Report:
         lines += _pivots(self.layers)
         lines += _shared_orders(self.layers)
         lines += _dense_reasons(self.layers)
+        lines += _tuned(self.layers)
         lines += [wrapped for note in self.notes for wrapped in _wrap("note: ", note)]
         return "\n".join(lines)
 
@@ -262,6 +265,18 @@ def _pivots(layers: Iterable[LayerReport]) -> list[str]:
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _tuned(layers: Iterable[LayerReport]) -> list[str]:
+    """Layers whose kernels are made by tuning records, grouped by what these are of."""
+    groups: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.tuned:
+            groups.setdefault(layer.tuned, []).append(layer.name)
+    lines = []
+    for record, names in groups.items():
+        lines += _wrap("tuned: ", f"{record}, {len(names)} layers [{_names(names)}]")
+    return lines
 
 
 def _dense_reasons(layers: Iterable[LayerReport]) -> list[str]:

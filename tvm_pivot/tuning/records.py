@@ -157,8 +157,8 @@ def encode(record: TuningRecord) -> bytes:
         TuningError: the decisions are no JSON, or the line is longer than `MAX_LINE`.
     """
     try:
-        content = json.loads(_canonical({"format": FORMAT, **asdict(record)}))
-        line = _canonical({**content, _CHECKSUM: _checksum(content)}) + b"\n"
+        content = json.loads(canonical({"format": FORMAT, **asdict(record)}))
+        line = canonical({**content, _CHECKSUM: _checksum(content)}) + b"\n"
     except (TypeError, ValueError, RecursionError) as e:
         raise TuningError(f"a tuning record cannot be written as JSON: {e}") from e
     if len(line) > MAX_LINE:
@@ -194,14 +194,15 @@ def decode_line(line: bytes) -> tuple[str, TuningRecord]:
         raise ValueError(str(e)) from e
 
 
-def _canonical(content: Any) -> bytes:
+def canonical(content: Any) -> bytes:
+    """JSON that is the same for the same content."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode("ascii")
 
 
 def _checksum(content: Any) -> str:
     """Against damage, not against malice: 64 bits of SHA-256 over the canonical JSON."""
-    return hashlib.sha256(_canonical(content)).hexdigest()[:16]
+    return hashlib.sha256(canonical(content)).hexdigest()[:16]
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,0 +1,52 @@
+"""Choose how each layer's kernel is made: as a tuning record says, or else by the target's rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from tvm.ir import IRModule
+
+from ..schedules.choices import Choice
+from ..schedules.problems import Epilogue
+from ..targets import PivotTarget
+from .epilogues import fuse_epilogues
+from .layer_kernels import rule_choice
+from .layers import Layer, Plan, PlannedLayer
+
+
+class Tuned(Protocol):
+    """What is known from tuning.
+
+    Attributes:
+        notes: what the user is told about records that could not be used.
+    """
+
+    notes: list[str]
+
+    def choose(
+        self, layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarget
+    ) -> tuple[Plan, Choice, str] | None:
+        """The plan, which may be another, the choice, and the record; None if none is known."""
+
+
+def choose_kernels(
+    mod: IRModule, planned: Sequence[PlannedLayer], target: PivotTarget, tuned: Tuned | None
+) -> list[PlannedLayer]:
+    """The layers with their choices. Depthwise layers have none."""
+    epilogues = {f.layer.var: f.epilogue for f in fuse_epilogues(mod, [p.layer for p in planned])}
+    return [_chosen(one, epilogues[one.layer.var], target, tuned) for one in planned]
+
+
+def _chosen(
+    planned: PlannedLayer, epilogue: Epilogue, target: PivotTarget, tuned: Tuned | None
+) -> PlannedLayer:
+    layer, plan = planned.layer, planned.plan
+    if plan.form == "depthwise":
+        return planned
+    found = None if tuned is None else tuned.choose(layer, plan, epilogue, target)
+    if found is None:
+        return replace(planned, choice=rule_choice(layer, plan, epilogue, target))
+    plan, choice, record = found
+    return replace(planned, plan=plan, choice=choice, record=record)

@@ -1,0 +1,186 @@
+"""The kernel of a layer and its tables, once everything about it is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy.typing as npt
+from tvm import tirx
+
+from ..layout import BlockShape, FloatArray, IntArray, PackedWeight, SlicedWeight
+from ..pack import pack, pack_sliced
+from ..schedules import tile_rule, x86
+from ..schedules.bands import in_bands
+from ..schedules.block_sparse import planes_kernel, rows_kernel
+from ..schedules.block_sparse_moves import schedule_planes, schedule_rows
+from ..schedules.choices import HOPELESS, WORST, Choice, planes_choices, rows_choices
+from ..schedules.cost import planes_cycles, rows_cycles
+from ..schedules.problems import Epilogue, PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from ..targets import PivotTarget
+from ..windows import pack_windows
+from .detect import planes_problem, rows_problem
+from .layers import Layer, Plan
+from .pack_layer import pack_planes_layer
+
+
+@dataclass(frozen=True, eq=False)
+class LayerKernel:
+    """A layer's kernel.
+
+    Attributes:
+        key: equal keys ask for the same kernel.
+        make: makes it.
+        output: the shape of what it returns.
+        packed: the weight.
+        more: tables that follow the bias.
+    """
+
+    key: object
+    make: Callable[[], tirx.PrimFunc]
+    output: tuple[int, ...]
+    packed: PackedWeight | SlicedWeight
+    more: tuple[IntArray, ...]
+
+    def tables(self, bias: FloatArray) -> tuple[npt.NDArray[Any], ...]:
+        """What the kernel takes between its input and its residual; `bias` is float32 [N]."""
+        p = self.packed
+        return (p.indptr, p.index, p.data, p.rows, bias[p.rows], *self.more)
+
+
+def problem_of(layer: Layer, plan: Plan, epilogue: Epilogue) -> PlanesProblem | RowsProblem:
+    """The layer as the kernel of its plan sees it, in whole images."""
+    make = rows_problem if plan.form == "rows" else planes_problem
+    return make(layer, plan, epilogue)
+
+
+def rule_choice(layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarget) -> Choice:
+    """What the target's rule chooses for a plan, for one core."""
+    one, rule = replace(target, cores=1), tile_rule(target)
+    problem = problem_of(layer, plan, epilogue)
+    if isinstance(problem, RowsProblem):
+        rows, _ = rule.choose_rows(problem, plan.entries, one)
+        return _choice(plan, rows)
+    # Whether there are bands depends on the cores, which share them.
+    bands = None if _direct(layer) else rule.choose_bands(problem, plan.entries, target)
+    if bands is None:
+        return _choice(plan, rule.choose_planes(problem, plan.entries, one)[0])
+    tile, _ = rule.choose_planes(problem.band(bands.rows), plan.entries, one)
+    return replace(_choice(plan, tile), band_rows=bands.rows)
+
+
+def _choice(plan: Plan, tile: PlanesTile | RowsTile) -> Choice:
+    form: Literal["planes", "rows"] = "rows" if plan.form == "rows" else "planes"
+    return Choice(form, plan.block_rows, tile, plan.keep_all, plan.own_columns, plan.window)
+
+
+def _direct(layer: Layer) -> bool:
+    return layer.op == "dense" or layer.geometry.direct
+
+
+def layer_choices(
+    layer: Layer, plans: Sequence[Plan], epilogue: Epilogue, target: PivotTarget
+) -> dict[Choice, float]:
+    """The space of a layer: every choice for one of its plans, with predicted cycles on one core.
+
+    Choices that are predicted to be much slower than the best are left out.
+    """
+    found: dict[Choice, float] = {}
+    # Their cycles are those of the rule's choice; no other is predicted to be faster by so much.
+    hopeless = HOPELESS * min(plan.cycles for plan in plans)
+    for plan in plans:
+        if plan.cycles > hopeless:
+            continue
+        problem = problem_of(layer, plan, epilogue)
+        if isinstance(problem, RowsProblem):
+            points = rows_choices(problem, plan.entries, plan.keep_all, target)
+        else:
+            points = planes_choices(problem, plan.entries, plan.keep_all, _direct(layer), target)
+        found.update((choice, cycles) for cycles, choice in points)
+    limit = WORST * min(found.values())
+    return {choice: cycles for choice, cycles in found.items() if cycles <= limit}
+
+
+def fits(choice: Choice, plan: Plan) -> bool:
+    """Whether a choice is for this plan."""
+    return replace(choice, band_rows=0) == _choice(plan, choice.tile)
+
+
+def layer_kernel(
+    layer: Layer, plan: Plan, epilogue: Epilogue, choice: Choice, target: PivotTarget
+) -> LayerKernel:
+    """The kernel of `choice`, on as many cores of the target as are worth it.
+
+    With bands its input and output are images; otherwise they are as the kernel's form has them.
+    """
+    problem, tile = problem_of(layer, plan, epilogue), choice.tile
+    if isinstance(problem, RowsProblem):
+        assert isinstance(tile, RowsTile)
+        return _rows(layer, plan, problem, tile, target)
+    assert isinstance(tile, PlanesTile)
+    if choice.band_rows:
+        return _banded(layer, plan, problem, tile, choice.band_rows, target)
+    cycles = planes_cycles(problem, tile, plan.entries, target)
+    tile = x86.share_planes(problem, tile, cycles, target)
+    packed, more = pack_planes_layer(layer, plan, problem, tile)
+    return LayerKernel(
+        (problem, tile),
+        lambda: schedule_planes(planes_kernel(problem, tile), problem, tile),
+        problem.output,
+        packed,
+        more,
+    )
+
+
+def _banded(
+    layer: Layer,
+    plan: Plan,
+    problem: PlanesProblem,
+    tile: PlanesTile,
+    rows: int,
+    target: PivotTarget,
+) -> LayerKernel:
+    """A convolution that lays its planes out itself, some output rows at a time."""
+    g, band = layer.geometry, problem.band(rows)
+    cycles = planes_cycles(band, tile, plan.entries, replace(target, cores=1))
+    bands = x86.share_bands(rows, x86.bands_cycles(problem, rows, cycles, target), target)
+    packed, more = pack_planes_layer(replace(layer, geometry=g.band(rows)), plan, band, tile)
+
+    def make() -> tirx.PrimFunc:
+        kernel = schedule_planes(planes_kernel(band, tile), band, tile)
+        return in_bands(kernel, g, bands, target.lanes)
+
+    output = (g.batch, g.outputs, g.y.output, g.x.output)
+    return LayerKernel((g, problem, bands, tile), make, output, packed, more)
+
+
+def _rows(
+    layer: Layer, plan: Plan, problem: RowsProblem, tile: RowsTile, target: PivotTarget
+) -> LayerKernel:
+    matrix = layer.matrix
+    tile = x86.share_rows(tile, rows_cycles(problem, plan.entries, target), target)
+    packed: PackedWeight | SlicedWeight
+    more: tuple[IntArray, ...] = ()
+    if plan.own_columns:
+        packed = (
+            pack_windows(matrix, plan.block_rows, plan.window, unroll=tile.unroll)
+            if plan.window
+            else pack_sliced(matrix, plan.block_rows, unroll=tile.unroll)
+        )
+        more = () if packed.starts is None else (packed.starts,)
+    else:
+        packed = pack(
+            matrix,
+            BlockShape(plan.block_rows),
+            unroll=tile.unroll,
+            slots=plan.slots[0],
+            keep_all=plan.keep_all,
+        )
+    return LayerKernel(
+        (problem, tile),
+        lambda: schedule_rows(rows_kernel(problem, tile), problem, tile),
+        problem.output,
+        packed,
+        more,
+    )

@@ -1,0 +1,162 @@
+"""What can be chosen about a layer's kernel: the rule's choice, and the space that tuning searches.
+
+The rule's choice is a point of the space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from ..targets import PivotTarget
+from . import x86
+from .cost import PACK_CYCLES, planes_cycles, rows_cycles
+from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
+
+# Beyond the rule's reach: columns of high blocks cut, more register tiles beside a panel.
+WIDE = x86.Reach(16, 8, 4, (0.25, 0.5, 0.85, 1.4))
+UNROLLS = (1, 2, 4, 8)
+# Into how many bands a layer is cut.
+BANDS = (1, 2, 3, 4, 5, 6, 8, 11, 14)
+# Predicted cycles, over the fewest, of a choice that is worth a look: predictions are not that far
+# off.
+WORST = 1.6
+# The same for the plans of a layer, each at its best.
+HOPELESS = 2.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a layer's kernel is made, but for what its shape dictates: one point of the space.
+
+    Attributes:
+        form: which kernel.
+        block_rows: R.
+        tile: its schedule, for one core.
+        keep_all: blocks of zeros are kept: dense.
+        own_columns: rows form: every row of a block has columns of its own.
+        window: with own columns, vectors of the input that hold the columns of a step, or 0.
+        band_rows: planes form: output rows of a band (see `in_bands`); 0: no bands.
+    """
+
+    form: Literal["planes", "rows"]
+    block_rows: int
+    tile: PlanesTile | RowsTile
+    keep_all: bool = False
+    own_columns: bool = False
+    window: int = 0
+    band_rows: int = 0
+
+    def decisions(self) -> dict[str, Any]:
+        """The choice as one flat object of numbers, and the form."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tile"}
+        tile = {name: value for name, value in asdict(self.tile).items() if name != "parallel"}
+        return {name: value if name == "form" else int(value) for name, value in own.items()} | tile
+
+    @classmethod
+    def of(cls, decisions: Mapping[str, Any]) -> Choice:
+        """The choice that `decisions` describes.
+
+        Raises:
+            ValueError: they describe none, whatever they are.
+        """
+        form = decisions.get("form")
+        kind: Any = {"planes": PlanesTile, "rows": RowsTile}.get(str(form))
+        if kind is None:
+            raise ValueError(f"no kernel has the form {form!r:.20}")
+        of_tile = {f.name for f in fields(kind)} - {"parallel"}
+        of_self = {f.name for f in fields(cls)} - {"tile", "form"}
+        numbers = {name: value for name, value in decisions.items() if name != "form"}
+        if numbers.keys() != of_tile | of_self:
+            odd = ", ".join(sorted(numbers.keys() ^ (of_tile | of_self)))
+            raise ValueError(f"not the decisions of a {form} kernel: {odd:.60}")
+        if not all(type(value) is int and 0 <= value <= 1 << 30 for value in numbers.values()):
+            raise ValueError("decisions must be whole numbers")
+        tile = kind(**{name: numbers[name] for name in of_tile}, parallel=False)
+        own = {name: numbers[name] for name in of_self}
+        flags = {name: bool(own[name]) for name in ("keep_all", "own_columns")}
+        return cls(form=str(form), tile=tile, **{**own, **flags})  # type: ignore[arg-type]
+
+
+def planes_choices(
+    problem: PlanesProblem, entries: int, keep_all: bool, direct: bool, target: PivotTarget
+) -> Iterator[tuple[float, Choice]]:
+    """The space of a layer in the planes form, with predicted cycles for one core.
+
+    Args:
+        problem: the layer, in whole images.
+        entries: packed entries.
+        keep_all: they are all blocks there are.
+        direct: the layer's input is the planes; else copying it counts, and there may be bands.
+        target: the machine.
+    """
+    one = replace(target, cores=1)
+    copies = 0.0 if direct else PACK_CYCLES * problem.batch * problem.image_floats / target.lanes
+    for tile in planes_space(problem, one):
+        cycles = planes_cycles(problem, tile, entries, one) + copies
+        yield cycles, Choice("planes", problem.block_rows, tile, keep_all)
+    if direct or problem.compact:
+        return
+    heights = {-(-problem.height // count) for count in BANDS}
+    rule = x86.choose_bands(problem, entries, one)
+    heights |= {rule.rows} if rule else set()
+    for height in sorted(heights):
+        band = problem.band(height)
+        for tile in planes_space(band, one):
+            kernel = planes_cycles(band, tile, entries, one)
+            cycles = x86.bands_cycles(problem, height, kernel, one)
+            yield cycles, Choice("planes", problem.block_rows, tile, keep_all, band_rows=height)
+
+
+def planes_space(problem: PlanesProblem, target: PivotTarget) -> Iterator[PlanesTile]:
+    """The tiles of a layer, or a band of it, each once: what the rule considers, and more."""
+    seen = set[PlanesTile]()
+    for reach in (x86.RULE, WIDE):
+        for tile in x86.planes_tiles(problem, target, reach):
+            if tile not in seen:
+                seen.add(tile)
+                yield tile
+
+
+def rows_choices(
+    problem: RowsProblem, entries: int, keep_all: bool, target: PivotTarget
+) -> Iterator[tuple[float, Choice]]:
+    """The space of a layer in the rows form, with predicted cycles for one core."""
+    cycles = rows_cycles(problem, entries, target)
+    own = problem.own_columns
+    for tile in rows_space(problem):
+        yield cycles, Choice("rows", problem.block_rows, tile, keep_all, own, problem.window)
+
+
+def rows_space(problem: RowsProblem) -> Iterator[RowsTile]:
+    """The tiles of a layer in the rows form."""
+    ahead = x86.AHEAD_BYTES // (4 * problem.block_rows)
+    for unroll in UNROLLS:
+        for distance in (0, ahead // 4, ahead // 2, ahead, 2 * ahead):
+            yield RowsTile(unroll, False, distance)
+
+
+# What decides most comes first: where a combination is not possible, the later ones give way.
+ORDER = (
+    "keep_all", "own_columns", "window", "block_rows", "band_rows", "vectors", "panel_pitch",
+    "lanes", "group_rows", "tiles", "k_tiles", "stretches", "unroll", "ahead",
+)  # fmt: skip
+
+
+def nearest(points: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]) -> int:
+    """Which of some decisions has the most important ones as wanted, or nearly."""
+    left: Sequence[int] = range(len(points))
+    for name in ORDER:
+        values = {points[i][name] for i in left if name in points[i]}
+        if len(values) > 1:
+            target = wanted.get(name, 0)
+            best = min(values, key=lambda value: (_apart(value, target), value))
+            left = [i for i in left if points[i][name] == best]
+    return left[0]
+
+
+def _apart(a: int, b: int) -> float:
+    """Half as many is as far as twice as many."""
+    return abs(math.log2((a + 0.5) / (b + 0.5)))

@@ -1,0 +1,136 @@
+"""What the cost model sees of a candidate: its problem, its decisions, its predicted cycles."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm.ir.utils import derived_object
+from tvm.s_tir.meta_schedule.feature_extractor import PyFeatureExtractor
+
+from ..errors import ArtifactError
+from ..schedules import x86
+from ..schedules.choices import Choice
+from ..schedules.cost import planes_cycles
+from ..schedules.problems import PlanesProblem, PlanesTile
+from ..schema import decode
+from ..targets import PivotTarget
+from .space import TASK, choice_of
+
+_PROBLEM = (
+    "batch", "columns", "rows", "row_blocks", "block_rows", "height", "width", "pitch", "taps",
+    "groups", "lines", "reach", "inputs", "window",
+)  # fmt: skip
+_DECISIONS = (
+    "keep_all", "own_columns", "window", "block_rows", "band_rows", "lanes", "vectors", "tiles",
+    "group_rows", "k_tiles", "stretches", "panel_pitch", "unroll", "ahead",
+)  # fmt: skip
+COUNT = len(_PROBLEM) + len(_DECISIONS) + 8
+
+
+def features(
+    problem: Mapping[str, Any],
+    entries: int,
+    choice: Choice,
+    predicted: float | None,
+    target: PivotTarget,
+) -> npt.NDArray[np.float32]:
+    """One row of `COUNT` numbers; what is not known is not a number.
+
+    Args:
+        problem: the fields of the task's problem.
+        entries: its packed entries.
+        choice: the candidate.
+        predicted: its predicted cycles over those of the rule's choice, if known.
+        target: for its caches.
+    """
+    decisions = choice.decisions()
+    row = [_log(problem.get(name)) for name in _PROBLEM]
+    row += [_log(decisions.get(name)) for name in _DECISIONS]
+    row.append(_log(entries))
+    row.append(math.nan if predicted is None else math.log2(max(predicted, 1e-6)))
+    row += _of_planes(problem, entries, choice, target)
+    return np.array(row, np.float32)
+
+
+def _log(value: Any) -> float:
+    return math.nan if value is None else math.log2(1 + value)
+
+
+def _of_planes(
+    problem: Mapping[str, Any], entries: int, choice: Choice, target: PivotTarget
+) -> list[float]:
+    """What follows from tile and problem together, which trees find hard to see."""
+    tile = choice.tile
+    if not isinstance(tile, PlanesTile):
+        return [math.nan] * 6
+    height = choice.band_rows or int(problem["height"])
+    compact = problem["pitch"] == problem["width"]
+    span = tile.tiles * tile.width if compact else tile.group_rows
+    groups = -(-(height * int(problem["width"]) if compact else height) // span)
+    computed = groups * tile.tiles * tile.width
+    per_block = entries * int(problem["block_rows"]) / choice.block_rows
+    blocks = int(problem["row_blocks"]) * int(problem["block_rows"]) / choice.block_rows
+    inputs = 4.0 * int(problem["columns"]) / int(problem["taps"]) * span / tile.k_tiles
+    inputs *= 1 if compact else int(problem["pitch"])
+    return [
+        computed / (height * int(problem["width"])),
+        float(choice.block_rows * tile.vectors),
+        _log(per_block / max(blocks, 1) / tile.k_tiles),
+        _log(inputs / target.l1_bytes),
+        _log(inputs / target.l2_bytes),
+        float(tile.panel_pitch % tile.lanes == 0 if tile.panel else compact),
+    ]
+
+
+def predict(
+    problem: Mapping[str, Any], entries: int, choice: Choice, target: PivotTarget
+) -> float | None:
+    """Predicted cycles of a choice over the rule's, where the problem alone tells: same blocks."""
+    tile = choice.tile
+    if not isinstance(tile, PlanesTile) or choice.block_rows != problem.get("block_rows"):
+        return None
+    try:
+        whole = decode(PlanesProblem, dict(problem))
+    except ArtifactError:
+        return None
+    best = x86.choose_planes(whole, entries, target)[1]
+    if not choice.band_rows:
+        return planes_cycles(whole, tile, entries, target) / best
+    kernel = planes_cycles(whole.band(choice.band_rows), tile, entries, target)
+    return x86.bands_cycles(whole, choice.band_rows, kernel, target) / best
+
+
+@derived_object
+class ChoiceFeatures(PyFeatureExtractor):  # type: ignore[misc]
+    """The features of candidates of any tasks."""
+
+    def __init__(self, target: PivotTarget) -> None:
+        super().__init__()
+        self.target = target
+        self.known: dict[str, dict[Choice, float]] = {}
+
+    def add(self, task: str, predicted: Mapping[Choice, float]) -> None:
+        """Predicted cycles of a task's space; its first choice is the rule's."""
+        rule = next(iter(predicted.values()))
+        self.known[task] = {choice: cycles / rule for choice, cycles in predicted.items()}
+
+    def extract_from(self, context: Any, candidates: Sequence[Any]) -> list[Any]:
+        """One row for each candidate."""
+        task = str(context.mod["main"].attrs[TASK])
+        stated = json.loads(task)
+        known = self.known.get(task, {})
+        rows = []
+        for one in candidates:
+            choice = choice_of(one.sch.mod)
+            predicted = known.get(choice)
+            if predicted is None:
+                predicted = predict(stated["problem"], stated["entries"], choice, self.target)
+            row = features(stated["problem"], stated["entries"], choice, predicted, self.target)
+            rows.append(tvm.runtime.tensor(row[None, :]))
+        return rows

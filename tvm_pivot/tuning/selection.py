@@ -1,0 +1,212 @@
+"""Which records a build uses: of the same task, else of the nearest one, else none."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ..relay_passes.layer_kernels import fits, problem_of, rule_choice
+from ..relay_passes.layers import Layer, Plan
+from ..schedules import x86
+from ..schedules.choices import Choice, nearest, planes_space, rows_space
+from ..schedules.cost import PACK_CYCLES, planes_cycles
+from ..schedules.problems import Epilogue, PlanesProblem, RowsProblem
+from ..targets import PivotTarget
+from . import lookup
+from .log_files import read
+from .records import TaskKey, TuningRecord
+from .tasks import other_plans, task_key
+
+# Where the shipped logs of targets with so many lanes are.
+_FOLDERS = {("x86", 16): "x86-avx512", ("x86", 8): "x86-avx2"}
+# How far away a task may be whose record is used; another epilogue is 1 away, as is twice the size.
+WITHIN = 1.5
+# What is predicted to be slower than this, against the rule's choice, is not for this task.
+_WORST_TRANSFER = 1.1
+# A candidate that was not measured again beside the rule's must be this much faster.
+_UNCONFIRMED = 0.95
+FINAL, RULE = "final", "rule"
+
+
+def stored_choice(record: TuningRecord) -> Choice:
+    """The choice that a record is of.
+
+    Raises:
+        ValueError: it has none.
+    """
+    found = record.decisions.get("choice")
+    if not isinstance(found, dict):
+        raise ValueError("a record without a choice")
+    return Choice.of(found)
+
+
+def winner(records: Sequence[TuningRecord]) -> TuningRecord | None:
+    """The record to use of those of one task.
+
+    A search ends by measuring its best candidates and the rule's beside each other, and a record of
+    the outcome. Where it never got that far, a candidate that was clearly faster wins.
+    """
+    final = [record for record in records if record.decisions.get("stage") == FINAL]
+    if final:
+        return max(final, key=lambda record: record.date)
+    rule = [record.cost for record in records if record.decisions.get("stage") == RULE]
+    best = min(records, key=lambda record: record.cost, default=None)
+    if best is None or not rule or best.cost >= _UNCONFIRMED * min(rule):
+        return None
+    return best
+
+
+@dataclass(eq=False)
+class Selection:
+    """The records that a build chooses from.
+
+    Attributes:
+        records: fresh ones.
+        notes: what the user is told about records that cannot be used.
+    """
+
+    records: Sequence[TuningRecord]
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        by_task: dict[TaskKey, list[TuningRecord]] = defaultdict(list)
+        for record in self.records:
+            by_task[record.task].append(record)
+        found = {task: winner(some) for task, some in by_task.items()}
+        self._winners: Mapping[TaskKey, TuningRecord] = {k: r for k, r in found.items() if r}
+
+    def choose(
+        self, layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarget
+    ) -> tuple[Plan, Choice, str] | None:
+        """See `choose_kernels`."""
+        key = task_key(layer, plan, epilogue, target)
+        record = self._winners.get(key)
+        if record is not None:
+            try:
+                plan, choice = _exact(stored_choice(record), layer, plan, epilogue, target)
+            except ValueError as e:
+                note = f"tuning record of {layer.name} ignored: {e}"
+                self.notes += [note] if note not in self.notes else []
+                return None
+            return plan, choice, "by records of the same tasks"
+        for near in lookup.nearest(self._winners.values(), key, 1, within=WITHIN):
+            try:
+                moved = _moved(stored_choice(near.record), layer, plan, epilogue, target)
+            except ValueError:
+                return None
+            if moved is not None:
+                return plan, moved, "by records of similar tasks"
+        return None
+
+
+def _exact(
+    choice: Choice, layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarget
+) -> tuple[Plan, Choice]:
+    """The plan that a choice is for, once it is known to be a point of the space."""
+    one = replace(target, cores=1)
+    if choice == rule_choice(layer, plan, epilogue, one):
+        # With several cores the rule has more to say, about bands for one.
+        return plan, rule_choice(layer, plan, epilogue, target)
+    plans = [plan] if fits(choice, plan) else other_plans(layer, plan, one)
+    plan = next((other for other in plans if fits(choice, other)), plan)
+    if not fits(choice, plan):
+        raise ValueError("its blocks are not possible here")
+    if choice.tile not in _space(choice, layer, plan, epilogue, one):
+        raise ValueError("its tile is not possible here")
+    return plan, choice
+
+
+def _space(
+    choice: Choice, layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarget
+) -> list[Any]:
+    """The tiles that the layer may have with the other decisions as they are."""
+    problem = problem_of(layer, plan, epilogue)
+    if isinstance(problem, RowsProblem):
+        return list(rows_space(problem))
+    if choice.band_rows:
+        direct = layer.op == "dense" or layer.geometry.direct
+        if direct or problem.compact or choice.band_rows > problem.height:
+            raise ValueError("there are no such bands here")
+        problem = problem.band(choice.band_rows)
+    return list(planes_space(problem, target))
+
+
+def _moved(
+    choice: Choice, layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarget
+) -> Choice | None:
+    """The choice of another task, made to fit this one; None where it promises nothing here."""
+    if not fits(choice, plan):
+        return None
+    one, problem = replace(target, cores=1), problem_of(layer, plan, epilogue)
+    if isinstance(problem, PlanesProblem) and choice.band_rows:
+        choice = replace(choice, band_rows=min(choice.band_rows, problem.height))
+    tiles = _space(choice, layer, plan, epilogue, one)
+    points = [replace(choice, tile=tile) for tile in tiles]
+    moved = points[nearest([point.decisions() for point in points], choice.decisions())]
+    if isinstance(problem, RowsProblem):
+        return moved
+    rule = rule_choice(layer, plan, epilogue, one)
+    costs = [_cycles(problem, some, plan.entries, one) for some in (moved, rule)]
+    return moved if costs[0] <= _WORST_TRANSFER * costs[1] else None
+
+
+def _cycles(problem: PlanesProblem, choice: Choice, entries: int, target: PivotTarget) -> float:
+    tile: Any = choice.tile
+    if not choice.band_rows:
+        copies = PACK_CYCLES * problem.batch * problem.image_floats / target.lanes
+        kernel = planes_cycles(problem, tile, entries, target)
+        return kernel if problem.compact else kernel + copies
+    kernel = planes_cycles(problem.band(choice.band_rows), tile, entries, target)
+    return x86.bands_cycles(problem, choice.band_rows, kernel, target)
+
+
+def shipped_logs(target: PivotTarget) -> list[Path]:
+    """The logs that come with the package for targets with such vectors."""
+    from .. import __path__ as homes
+
+    name = _FOLDERS.get((target.family, target.lanes))
+    if name is None:
+        return []
+    return sorted(
+        path for home in homes for path in Path(home, "tuning_logs", name).glob("*.jsonl")
+    )
+
+
+@lru_cache(maxsize=16)
+def _read_shipped(path: Path) -> tuple[TuningRecord, ...]:
+    return read(path).fresh
+
+
+def shipped_records(target: PivotTarget) -> list[TuningRecord]:
+    """The records of those logs that fit the installed TVM."""
+    return [record for path in shipped_logs(target) for record in _read_shipped(path)]
+
+
+def select(log: str | PathLike[str] | None, target: PivotTarget) -> Selection:
+    """The records for a build: those of a log, and the shipped ones.
+
+    Raises:
+        TuningError: the log cannot be read.
+    """
+    records = shipped_records(target)
+    notes = []
+    if log is not None:
+        found = read(Path(log))
+        own = {record.task for record in found.fresh}
+        records = [*found.fresh, *(record for record in records if record.task not in own)]
+        if found.stale:
+            notes.append(f"{len(found.stale)} tuning records of another TVM release ignored")
+    return Selection(records, notes)
+
+
+def exported(records: Iterable[TuningRecord]) -> list[TuningRecord]:
+    """The records that a build would use: one of each task."""
+    by_task: dict[TaskKey, list[TuningRecord]] = defaultdict(list)
+    for record in records:
+        by_task[record.task].append(record)
+    return [best for some in by_task.values() if (best := winner(some)) is not None]

@@ -1,0 +1,169 @@
+"""MetaSchedule's view of a task: a module that says which one it is, and sampled decisions.
+
+The decisions of a candidate are annotations of the module's only block. A kernel is made from them
+when a candidate is built, not before: a schedule of the kernel itself would take longer to sample
+and mutate than the kernel takes to run.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import tvm
+from tvm import s_tir, te
+from tvm.ir.utils import derived_object
+from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule.mutator import PyMutator
+from tvm.s_tir.meta_schedule.postproc import PyPostproc
+
+from ..schedules.choices import ORDER, Choice, nearest
+from .records import TaskKey, canonical
+from .tasks import LayerTask
+
+TASK = "pivot.task"
+CHOICE = "pivot.choice"
+_BLOCK = "choice"
+
+
+def task_module(key: TaskKey) -> tvm.IRModule:
+    """A module that stands for a task: equal for equal keys, and for no others."""
+    stated = asdict(key)
+    del stated["target"]["name"]  # says nothing about the machine
+    nothing = te.compute((1,), lambda i: tvm.tirx.const(0, "float32"), name=_BLOCK)
+    func = te.create_prim_func([nothing]).with_attr("global_symbol", "main")
+    return tvm.IRModule({"main": func.with_attr(TASK, canonical(stated).decode())})
+
+
+class Points:
+    """The points of a task's space, and which of them is nearest to some decisions."""
+
+    def __init__(self, choices: Iterable[Choice]) -> None:
+        self.choices = tuple(choices)
+        self.decisions = [choice.decisions() for choice in self.choices]
+        self.names = [name for name in ORDER if name in self.decisions[0]]
+        self.values = {
+            name: sorted({point[name] for point in self.decisions}) for name in self.names
+        }
+
+    def nearest(self, wanted: Mapping[str, int]) -> Choice:
+        """The point that has the most important decisions as wanted, or nearly."""
+        return self.choices[nearest(self.decisions, wanted)]
+
+    def sample(self, sch: s_tir.Schedule, chosen: Choice | None = None) -> None:
+        """Make all decisions of a candidate: at random, or those of a choice."""
+        block = sch.get_sblock(_BLOCK)
+        decisions = None if chosen is None else chosen.decisions()
+        for name in self.names:
+            values = self.values[name]
+            which = None if decisions is None else values.index(decisions[name])
+            chances = [1.0 / len(values)] * len(values)
+            sampled = sch.sample_categorical(values, chances, decision=which)
+            sch.annotate(block, name, sampled)
+
+
+def choice_of(module: tvm.IRModule) -> Choice:
+    """The choice of a candidate's module, behind the postprocessor.
+
+    Raises:
+        ValueError: it has none.
+    """
+    annotations = _annotations(s_tir.Schedule(module))
+    if CHOICE not in annotations:
+        raise ValueError("a candidate without a choice")
+    return Choice.of(json.loads(str(annotations[CHOICE])))
+
+
+def _annotations(sch: s_tir.Schedule) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = sch.get(sch.get_sblock(_BLOCK)).annotations
+    return found
+
+
+@derived_object
+class MakePossible(PyPostproc):  # type: ignore[misc]
+    """Replace sampled decisions by the nearest point, which is what is built and measured.
+
+    Equal points make equal modules, so MetaSchedule sees that it has measured one already.
+    """
+
+    def __init__(self, points: Points) -> None:
+        super().__init__()
+        self.points = points
+
+    def _initialize_with_tune_context(self, context: Any) -> None:
+        pass
+
+    def apply(self, sch: Any) -> bool:
+        """Rewrite one candidate."""
+        annotations = _annotations(sch)
+        wanted = {name: int(annotations[name]) for name in self.points.names}
+        chosen = self.points.nearest(wanted)
+        block = sch.get_sblock(_BLOCK)
+        for name in self.points.names:
+            sch.unannotate(block, name)
+        sch.annotate(block, CHOICE, json.dumps(chosen.decisions()))
+        return True
+
+    def clone(self) -> Any:
+        """The same, for another thread."""
+        return MakePossible(self.points)
+
+
+@derived_object
+class MutateDecision(PyMutator):  # type: ignore[misc]
+    """Change one decision of a candidate: to a neighbouring value, or to any."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.random = random.Random(seed)
+
+    def _initialize_with_tune_context(self, context: Any) -> None:
+        pass
+
+    def apply(self, trace: Any, _: Any) -> Any:
+        """A changed copy of the trace; None if nothing can be changed."""
+        open_ = [
+            (inst, int(trace.get_decision(inst)))
+            for inst in trace.insts
+            if inst.kind.name == "SampleCategorical" and len(inst.attrs[0]) > 1
+        ]
+        if not open_:
+            return None
+        inst, which = self.random.choice(open_)
+        count = len(inst.attrs[0])
+        if self.random.random() < 0.5:
+            near = [i for i in (which - 1, which + 1) if 0 <= i < count]
+            other = self.random.choice(near)
+        else:
+            other = self.random.choice([i for i in range(count) if i != which])
+        return trace.with_decision(inst, other, remove_postproc=True)
+
+    def clone(self) -> Any:
+        """The same, for another thread."""
+        return MutateDecision(self.random.randrange(1 << 30))
+
+
+def space_generator(points: Points, seed: int) -> Any:
+    """MetaSchedule's generator of a task's space."""
+    return ms.space_generator.ScheduleFn(
+        points.sample,
+        sch_rules=[],
+        postprocs=[MakePossible(points)],
+        mutator_probs={MutateDecision(seed): 1.0},
+    )
+
+
+def candidate(task: LayerTask | TaskKey, points: Points, choice: Choice) -> s_tir.Schedule:
+    """A schedule of the task's module with the decisions of one choice, postprocessed."""
+    key = task if isinstance(task, TaskKey) else task.key
+    sch = s_tir.Schedule(task_module(key))
+    points.sample(sch, choice)
+    sch.enter_postproc()
+    block = sch.get_sblock(_BLOCK)
+    for name in points.names:
+        sch.unannotate(block, name)
+    sch.annotate(block, CHOICE, json.dumps(choice.decisions()))
+    return sch
