@@ -1,0 +1,230 @@
+"""Which tile of the tensor-core kernel a layer gets: the one with the shortest predicted time.
+
+The prediction is a roofline: what each unit of the GPU has to do, at the rate it does it. It serves
+to compare tiles with each other, and with a dense layer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+from ..pack_tensor_cores import STEP
+from .tensor_cores import WARP, Loader, TensorCoreProblem, TensorCoreTile
+
+# Registers of a thread: what a warp needs beside its sums, and the most there are for up to 12
+# warps.
+OTHER_REGISTERS, MOST_REGISTERS = 60, 168
+# By block rows. With 8 a step has twice the operands per sum: fewer sums fit beside them.
+MOST_SUMS = {8: 64, 16: 128, 32: 128}
+REGISTERS = 65536
+# Thread blocks keep this much shared memory back.
+RESERVED_SHARED = 1024
+SHARED_BYTES_PER_CLOCK, PORT_BYTES_PER_CLOCK = 128, 64
+# Multiprocessors of a cluster share a GPC, of which some have fewer than others.
+GPC = 16
+# Of the rate of Hopper's warpgroup instructions, what `mma.sync` reaches.
+HOPPER_MMA_SHARE = 0.62
+# Eight columns picked at random, even spread out, share banks (see `spread_over_banks`).
+BANK_CONFLICTS = 1.6
+LAUNCH_SECONDS = 3e-6
+
+
+class GpuFacts(Protocol):
+    """What a data sheet says: see `targets.Gpu`."""
+
+    @property
+    def arch(self) -> str: ...
+    @property
+    def multiprocessors(self) -> int: ...
+    @property
+    def clock_ghz(self) -> float: ...
+    @property
+    def tensor_fma(self) -> int: ...
+    @property
+    def memory_gbs(self) -> float: ...
+    @property
+    def l2_gbs(self) -> float: ...
+    @property
+    def shared_bytes(self) -> int: ...
+
+
+def compute_capability(gpu: GpuFacts) -> int:
+    """E.g. 80 for ``"sm_80"``, 90 for ``"sm_90a"``."""
+    found = re.fullmatch(r"sm_(\d+)[af]?", gpu.arch)
+    if found is None:
+        raise ValueError(f"{gpu.arch!r} is no compute capability such as 'sm_80'")
+    return int(found[1])
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """What a kernel has to do, and how long each unit of the GPU takes for it, in seconds.
+
+    Attributes:
+        flops: of the tensor cores, filling included.
+        l2_bytes: read from the level-2 cache or written to it.
+        shared_bytes: written to shared memory and read from it.
+        memory_bytes: of device memory, each array once.
+        tensor, l2, port, shared, memory, copies: tensor cores, level-2 cache, the
+            multiprocessors' ports to it, shared memory, device memory, and the instructions of
+            copying warps.
+        rounds: by how much the last round of thread blocks, not full, stretches all this.
+    """
+
+    flops: float
+    l2_bytes: float
+    shared_bytes: float
+    memory_bytes: float
+    tensor: float
+    l2: float
+    port: float
+    shared: float
+    memory: float
+    copies: float
+    rounds: float
+
+    @property
+    def seconds(self) -> float:
+        """Predicted time of a launch."""
+        busiest = max(self.tensor, self.l2, self.port, self.shared, self.copies)
+        return max(busiest * self.rounds, self.memory) + LAUNCH_SECONDS
+
+
+def _steps_of_slab(problem: TensorCoreProblem, tile: TensorCoreTile, density: float) -> float:
+    """Steps of a row block in a slab, on average."""
+    kept = density * tile.slab
+    if problem.block_columns >= STEP:
+        return kept / STEP
+    some = 1 - (1 - density) ** tile.slab
+    return max(some, (kept + (STEP - 1) / 2 * some) / STEP)
+
+
+def _needed(problem: TensorCoreProblem, density: float, row_blocks: int) -> float:
+    """The share of columns that some of so many row blocks keep, if they keep them at random."""
+    return 1 - (1 - density) ** min(row_blocks, problem.row_blocks)
+
+
+def _tiles(problem: TensorCoreProblem, tile: TensorCoreTile) -> tuple[int, int]:
+    """Tiles over pixels, and crews."""
+    runs = -(-problem.pixels // tile.pixels) * problem.images
+    if tile.loader == "gather":
+        runs = -(-problem.pixels * problem.images // tile.pixels)
+    team = tile.team(problem.block_rows)
+    return runs, team.teams(problem.row_blocks) // team.crew
+
+
+def roofline(
+    problem: TensorCoreProblem, tile: TensorCoreTile, density: float, gpu: GpuFacts
+) -> Roofline:
+    """The roofline of `tile` for a weight that keeps `density` of its blocks."""
+    runs, crews = _tiles(problem, tile)
+    pixels, team = runs * tile.pixels, tile.team(problem.block_rows)
+    teams, k = crews * team.crew, problem.columns
+    crew_share = _needed(problem, density, team.team_blocks * team.crew)
+    slabs = max(1.0, crew_share * k / tile.slab)
+    steps = problem.row_blocks * slabs * _steps_of_slab(problem, tile, density / crew_share)
+    flops = 2.0 * steps * STEP * problem.block_rows * pixels
+    weights = steps * (2 * STEP * problem.block_rows + 4 * STEP)
+    passes = weights * runs * tile.warp_columns
+    arriving = teams * _needed(problem, density, team.team_blocks) * k * pixels * 2
+    output = 2.0 * prod(problem.output) * (1 + problem.epilogue.residual)
+    # Read element by element, the taps of a channel find what they share in level 1.
+    taps = 1 if tile.loader != "gather" else prod(axis.kernel for axis in problem.axes)
+    l2 = crews * crew_share * k / taps * pixels * 2 + passes + output
+    conflicts = BANK_CONFLICTS if problem.block_columns < 8 else 1.0
+    shared = arriving + 2 * passes + steps * STEP * pixels * 2 * conflicts + 2 * output
+    memory = 2.0 * problem.images * problem.image_halves + output + weights
+    clocks = gpu.multiprocessors * gpu.clock_ghz * 1e9
+    tensor_rate = gpu.tensor_fma * (HOPPER_MMA_SHARE if compute_capability(gpu) >= 90 else 1.0)
+    # One instruction moves 16 bytes for each lane; without alignment two of them move 4.
+    copies = {"bulk": 0.0, "async": arriving / (16 * WARP), "gather": arriving / (2 * WARP)}
+    resident = max(1, tile.grid // tile.cluster)
+    tiles = runs * crews
+    return Roofline(
+        flops,
+        l2,
+        shared,
+        memory,
+        flops / (2 * tensor_rate * clocks),
+        l2 / (gpu.l2_gbs * 1e9),
+        (arriving / taps + passes) / (PORT_BYTES_PER_CLOCK * clocks),
+        shared / (SHARED_BYTES_PER_CLOCK * clocks),
+        memory / (gpu.memory_gbs * 1e9),
+        copies[tile.loader] / clocks,
+        _rounds(tiles, resident, tile, gpu),
+    )
+
+
+def _rounds(tiles: int, resident: int, tile: TensorCoreTile, gpu: GpuFacts) -> float:
+    """Time of all rounds over that of tiles spread evenly over the multiprocessors."""
+    per_processor = max(1.0, tile.grid / gpu.multiprocessors)
+    rounds = -(-tiles // resident)
+    return rounds * per_processor * gpu.multiprocessors / (tiles * tile.cluster)
+
+
+def _grid(problem: TensorCoreProblem, tile: TensorCoreTile, gpu: GpuFacts) -> int:
+    """Thread blocks: as many as there are tiles, or as the GPU holds at once."""
+    runs, crews = _tiles(problem, tile)
+    sums = tile.blocks * problem.block_rows * tile.warp_pixels // WARP
+    registers = min(MOST_REGISTERS, -(-(sums + OTHER_REGISTERS) // 8) * 8)
+    by_shared = gpu.shared_bytes // (tile.shared_bytes(problem.block_rows) + RESERVED_SHARED)
+    # A quarter of the registers belongs to every fourth warp.
+    by_registers = REGISTERS // 4 // (-(-tile.threads // (4 * WARP)) * WARP * registers)
+    processors = gpu.multiprocessors
+    if tile.cluster > 1:
+        processors = processors // GPC * GPC
+    held = max(1, min(by_shared, by_registers)) * processors // tile.cluster
+    return min(runs * crews, max(1, held)) * tile.cluster
+
+
+def _loader(problem: TensorCoreProblem, gpu: GpuFacts) -> Loader:
+    if not problem.aligned:
+        return "gather"
+    return "bulk" if compute_capability(gpu) >= 90 else "async"
+
+
+def _candidates(problem: TensorCoreProblem, gpu: GpuFacts) -> Iterator[TensorCoreTile]:
+    """Every tile that fits; its grid is still to be set."""
+    r, loader = problem.block_rows, _loader(problem, gpu)
+    # Copied weights double as room for 32 staged sums of each row.
+    ahead = {8: 8, 16: 6, 32: 5}[r]
+    room = gpu.shared_bytes - RESERVED_SHARED
+    shapes = ((8, 1), (4, 2), (2, 4), (1, 8), (4, 1), (2, 2), (1, 4))
+    for warp_rows, warp_columns in shapes:
+        for blocks, warp_pixels in ((b, p) for b in (1, 2, 4, 8) for p in (32, 64, 128)):
+            sums, pixels = blocks * r * warp_pixels // WARP, warp_columns * warp_pixels
+            if sums > MOST_SUMS[r] or pixels > 256:
+                continue
+            if loader == "gather" and pixels % 64:
+                continue
+            producers = {"bulk": 1, "async": 4, "gather": max(1, pixels // 64)}[loader]
+            for slab, cluster in ((s, c) for s in (64, 128, 256, 512) for c in (1, 2, 4, 8)):
+                if cluster > 1 and loader != "bulk":
+                    continue
+                shape = (warp_rows, warp_columns, blocks, warp_pixels, slab)
+                empty = TensorCoreTile(*shape, 0, ahead, cluster, producers, loader, 1)
+                left = room - empty.shared_bytes(r) - 256
+                slots = min(16, left // (slab * empty.pitch))
+                if slots >= 2:
+                    yield TensorCoreTile(*shape, slots, ahead, cluster, producers, loader, 1)
+
+
+def choose_tensor_core_tile(
+    problem: TensorCoreProblem, density: float, gpu: GpuFacts
+) -> tuple[TensorCoreTile, Roofline] | None:
+    """The tile with the shortest predicted time, and its roofline, for a weight that keeps
+    `density` of its blocks; None if the GPU has no instructions for the kernel (before sm_80).
+    """
+    if compute_capability(gpu) < 80 or problem.block_rows not in MOST_SUMS:
+        return None
+    best: tuple[TensorCoreTile, Roofline] | None = None
+    for tile in _candidates(problem, gpu):
+        sized = TensorCoreTile(**{**vars(tile), "grid": _grid(problem, tile, gpu)})
+        cost = roofline(problem, sized, density, gpu)
+        if best is None or cost.seconds < best[1].seconds:
+            best = sized, cost
+    return best
