@@ -22,9 +22,11 @@ from .fuse_permutations import fuse_permutations
 from .graph import MAIN, is_straight_line
 from .layers import Layer, PlannedLayer, find_layers
 from .legalize_pooling import legalize_max_pool2d
+from .lower_cuda import lower_cuda
 from .lower_layers import lower_layers
 from .report_layers import report_layers
 from .schedule_functions import schedule_functions
+from .store_half import store_half
 from .true_extremes import true_extremes
 from .write_in_place import write_in_place
 
@@ -117,14 +119,19 @@ def _fuse_permutations(state: Compilation) -> Compilation:
 
 
 def _choose_kernels(state: Compilation) -> Compilation:
-    planned = choose_kernels(state.mod, state.planned, state.target, state.tuned)
+    planned = state.planned
+    if planned and state.target.family != "cuda":  # whose tiles its lowering chooses
+        planned = choose_kernels(state.mod, planned, state.target, state.tuned)
     return replace(state, planned=planned, reports=report_layers(state.originals, planned))
 
 
 def _lower(state: Compilation) -> Compilation:
     if not is_straight_line(state.mod[MAIN]):
         return state
-    mod, kernels = lower_layers(state.mod, state.planned, state.target)
+    lower = lower_cuda if state.target.family == "cuda" else lower_layers
+    mod, kernels = lower(state.mod, state.planned, state.target)
+    if state.target.precision == "float16":
+        mod = store_half(mod)
     reports = [replace(r, kernel=kernels.get(r.name, "")) for r in state.reports]
     order = {name: i for i, name in enumerate(kernels)}  # the one in which they run
     reports.sort(key=lambda r: order.get(r.name, len(order)))
@@ -132,10 +139,11 @@ def _lower(state: Compilation) -> Compilation:
 
 
 def _fuse(state: Compilation) -> Compilation:
+    own = {"relax.nn.max_pool2d": legalize_max_pool2d(state.target)}
     passes = [
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
-        relax.transform.LegalizeOps({"relax.nn.max_pool2d": legalize_max_pool2d(state.target)}),
+        relax.transform.LegalizeOps({} if state.target.family == "cuda" else own),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
         relax.transform.FuseOps(),

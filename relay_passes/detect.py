@@ -15,12 +15,14 @@ from ..pivot import gather_rows, natural_rows
 from ..pivot_planted import DIAGONAL, EQUAL, diagonal_parts
 from ..schedules import tile_rule
 from ..schedules.cost import PACK_CYCLES
+from ..schedules.cuda_rows import MOST_SUMS
 from ..schedules.depthwise import depthwise_cycles, depthwise_problem
 from ..schedules.lookup import can_look_up
-from ..schedules.problems import Epilogue, PlanesProblem, RowsProblem
+from ..schedules.problems import Epilogue, PlanesProblem
 from ..targets import PivotTarget
 from ..windows import count_steps
-from .layers import Layer, Plan, PlannedLayer, find_layers
+from .cuda_layers import cuda_cycles
+from .layers import Layer, Plan, PlannedLayer, find_layers, rows_problem
 from .pivot_layer import SearchTime, pivoted_plans
 
 # A sparse plan must promise at least this much: what the prediction is off by, about.
@@ -81,15 +83,6 @@ def planes_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> PlanesProble
     )
 
 
-def rows_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> RowsProblem:
-    """The layer as the rows kernel sees it."""
-    n, k = layer.matrix.shape
-    inputs = layer.row_inputs or 0
-    return RowsProblem(
-        inputs, k, n, plan.row_blocks, plan.block_rows, plan.own_columns, epilogue, plan.window
-    )
-
-
 def plan_layer(
     layer: Layer, target: PivotTarget, sparse: bool, seconds: SearchTime | None = None
 ) -> PlannedLayer:
@@ -130,6 +123,9 @@ def candidates(layer: Layer, target: PivotTarget, keep_all: bool) -> Iterator[Pl
     """Plans with the rows in their own order, or those of equal support together."""
     in_rows = _is_rows(layer, target)
     masks = [m != 0 for m in layer.group_matrices()]
+    if target.family == "cuda":
+        yield from _cuda_candidates(layer, masks, target, keep_all)
+        return
     problem = depthwise_problem(layer.geometry, Epilogue(), target)
     copies = 0.0
     if problem is not None:
@@ -142,6 +138,19 @@ def candidates(layer: Layer, target: PivotTarget, keep_all: bool) -> Iterator[Pl
         yield replace(plan, cycles=_cycles(layer, plan, target) + copies)
     if in_rows and not keep_all:
         for plan in _own_columns(masks[0], target):
+            yield replace(plan, cycles=_cycles(layer, plan, target))
+
+
+def _cuda_candidates(
+    layer: Layer, masks: list[npt.NDArray[np.bool_]], target: PivotTarget, keep_all: bool
+) -> Iterator[Plan]:
+    """Every block height in both forms, where they fit."""
+    for rows in target.block_rows:
+        if layer.row_inputs is not None and rows * layer.row_inputs <= MOST_SUMS:
+            plan = _blocks(masks, rows, "rows", keep_all)
+            yield replace(plan, cycles=_cycles(layer, plan, target))
+        if rows <= max(1, layer.geometry.outputs // layer.geometry.groups):
+            plan = _blocks(masks, rows, "planes", keep_all)
             yield replace(plan, cycles=_cycles(layer, plan, target))
 
 
@@ -198,6 +207,8 @@ def _blocks(
 
 
 def _cycles(layer: Layer, plan: Plan, target: PivotTarget) -> float:
+    if target.family == "cuda":
+        return cuda_cycles(layer, plan, target)
     rule = tile_rule(target)
     if plan.form == "planes":
         problem = planes_problem(layer, plan, Epilogue())

@@ -25,9 +25,8 @@ from ..windows import count_steps
 from .apply_permutations import apply_permutations
 from .channel_freedom import Index
 from .channel_groups import ChannelGroup, ChannelGroups, find_channel_groups
-from .detect import rows_problem
 from .graph import MAIN, live_bindings, op_name
-from .layers import Plan, PlannedLayer, find_layers
+from .layers import Plan, PlannedLayer, find_layers, rows_problem
 
 # An order must promise this much in the layers that look up; elsewhere it costs nothing.
 GAIN = 0.99

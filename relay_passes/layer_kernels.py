@@ -20,8 +20,8 @@ from ..schedules.cost import planes_cycles, rows_cycles
 from ..schedules.problems import Epilogue, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from ..targets import PivotTarget
 from ..windows import pack_windows
-from .detect import planes_problem, rows_problem
-from .layers import Layer, Plan
+from .detect import planes_problem
+from .layers import Layer, Plan, rows_problem
 from .pack_layer import pack_planes_layer
 
 

@@ -13,6 +13,7 @@ from ..layout import FloatArray, IntArray
 from ..planes import AxisGeometry, ConvGeometry
 from ..report import SharedOrder
 from ..schedules.choices import Choice
+from ..schedules.problems import Epilogue, RowsProblem
 from .graph import (
     MAIN,
     array_of,
@@ -127,6 +128,15 @@ class PlannedLayer:
         """Whether the plan skips any zeros."""
         columns = self.layer.matrix.shape[1]
         return not self.plan.keep_all and self.plan.entries < self.plan.row_blocks * columns
+
+
+def rows_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> RowsProblem:
+    """The layer as the rows kernel sees it."""
+    n, k = layer.matrix.shape
+    inputs = layer.row_inputs or 0
+    return RowsProblem(
+        inputs, k, n, plan.row_blocks, plan.block_rows, plan.own_columns, epilogue, plan.window
+    )
 
 
 def find_layers(mod: IRModule) -> Iterator[Layer]:

@@ -28,7 +28,11 @@ def lower_layers(
     mod: IRModule, planned: Sequence[PlannedLayer], target: PivotTarget
 ) -> tuple[IRModule, dict[str, str]]:
     """The module with packed kernels in place of its layers, and each layer's kernel by name."""
-    lowering = _Lowering(mod, planned, target)
+    return lower(mod, Lowering(mod, planned, target))
+
+
+def lower(mod: IRModule, lowering: Lowering) -> tuple[IRModule, dict[str, str]]:
+    """The module as `lowering` writes it, and each layer's kernel by name."""
     lowered = Rewriter(mod).run(lowering.visit)
     for name, func in lowering.kernels.functions.items():
         lowered[lowering.kernels.globals[name]] = func
@@ -38,7 +42,7 @@ def lower_layers(
 
 
 @dataclass
-class _Kernels:
+class Kernels:
     """Kernels by what they compute: layers that are alike share one."""
 
     globals: dict[str, GlobalVar] = field(default_factory=dict)
@@ -59,7 +63,7 @@ class _Kernels:
 
 
 @dataclass(frozen=True, eq=False)
-class _Site:
+class Site:
     """A layer where it stands in the new function.
 
     Attributes:
@@ -68,7 +72,7 @@ class _Site:
         x: its input.
         residual: what its epilogue adds, in the shape of the output.
         shape: the output's shape in the graph.
-        choice: how its kernel is made; None for a depthwise layer, which has no choice.
+        choice: how its kernel is made; None where there is no choice.
     """
 
     fused: FusedLayer
@@ -83,13 +87,10 @@ class _Site:
         return self.fused.layer
 
 
-class _Lowering:
-    def __init__(
-        self,
-        mod: IRModule,
-        planned: Sequence[PlannedLayer],
-        target: PivotTarget,
-    ) -> None:
+class Lowering:
+    """Writes a network with CPU kernels in place of its layers."""
+
+    def __init__(self, mod: IRModule, planned: Sequence[PlannedLayer], target: PivotTarget) -> None:
         fused = fuse_epilogues(mod, [p.layer for p in planned])
         plans = {p.layer.var: p for p in planned}
         self.target = target
@@ -97,7 +98,7 @@ class _Lowering:
         self.inner = {var for f in fused for var in f.inner}
         self.starts = {f.layer.var for f in fused}
         self.inputs: dict[Var, Expr] = {}
-        self.kernels = _Kernels()
+        self.kernels = Kernels()
         self.kernel_of: dict[Var, str] = {}
         self.planes: dict[object, Expr] = {}
         self.feature_major = FeatureMajor(target)
@@ -112,22 +113,26 @@ class _Lowering:
         if var not in self.ends:
             return self.feature_major.follow(rw, var, value)
         fused, planned = self.ends[var]
-        plan, choice = planned.plan, planned.choice
+        plan, choice = planned.plan, self._choice(planned, fused)
         shape = static_shape(var)
         assert shape is not None
         residual = fused.residual
         if isinstance(residual, Var):
             residual = rw.remap.get(residual, residual)
-        if choice is None and plan.form != "depthwise":
-            choice = rule_choice(fused.layer, plan, fused.epilogue, self.target)
-        site = _Site(fused, plan, self.inputs[fused.layer.var], residual, shape, choice)
+        site = Site(fused, plan, self.inputs[fused.layer.var], residual, shape, choice)
         if plan.form == "rows":
             return self._rows(rw, site)
         if plan.form == "depthwise":
             return self._depthwise(rw, site)
         return self._dense(rw, site) if site.layer.op == "dense" else self._conv(rw, site)
 
-    def _conv(self, rw: Rewriter, site: _Site) -> Expr:
+    def _choice(self, planned: PlannedLayer, fused: FusedLayer) -> Choice | None:
+        """How a layer's kernel is made; depthwise layers have no choice."""
+        if planned.choice is not None or planned.plan.form == "depthwise":
+            return planned.choice
+        return rule_choice(fused.layer, planned.plan, fused.epilogue, self.target)
+
+    def _conv(self, rw: Rewriter, site: Site) -> Expr:
         g = site.layer.geometry
         if g.direct:
             planes = rw.reshape(site.x, (g.batch, g.image_floats))
@@ -137,7 +142,7 @@ class _Lowering:
             planes = self._packed(rw, site.x, g)
         return rw.reshape(self._planes(rw, site, planes, site.residual), site.shape)
 
-    def _dense(self, rw: Rewriter, site: _Site) -> Expr:
+    def _dense(self, rw: Rewriter, site: Site) -> Expr:
         """Rows become pixels: the kernel reads and writes [features, rows]."""
         features, rows = site.shape[-1], int(np.prod(site.shape[:-1]))
         inputs = site.layer.geometry.image_floats
@@ -146,21 +151,21 @@ class _Lowering:
         matrix = rw.reshape(self._planes(rw, site, planes, other), (features, rows))
         return self.feature_major.record(rw, matrix, site.shape)
 
-    def _planes(self, rw: Rewriter, site: _Site, planes: Expr, residual: Expr | None) -> Expr:
+    def _planes(self, rw: Rewriter, site: Site, planes: Expr, residual: Expr | None) -> Expr:
         return self._run(rw, site, self._made(site), planes, residual)
 
-    def _rows(self, rw: Rewriter, site: _Site) -> Expr:
+    def _rows(self, rw: Rewriter, site: Site) -> Expr:
         inputs = site.layer.row_inputs
         assert inputs is not None
         x = rw.reshape(site.x, (inputs, site.layer.matrix.shape[1]))
         return rw.reshape(self._run(rw, site, self._made(site), x, site.residual), site.shape)
 
-    def _made(self, site: _Site) -> LayerKernel:
+    def _made(self, site: Site) -> LayerKernel:
         assert site.choice is not None
         return layer_kernel(site.layer, site.plan, site.fused.epilogue, site.choice, self.target)
 
     def _run(
-        self, rw: Rewriter, site: _Site, made: LayerKernel, x: Expr, residual: Expr | None
+        self, rw: Rewriter, site: Site, made: LayerKernel, x: Expr, residual: Expr | None
     ) -> Expr:
         """Call a kernel on its input, its tables and the residual."""
         kernel = self._kernel(rw, site, made.key, made.make)
@@ -169,7 +174,7 @@ class _Lowering:
             args.append(rw.reshape(residual, made.output))
         return rw.emit(relax.call_tir(kernel, args, relax.TensorType(made.output, "float32")))
 
-    def _depthwise(self, rw: Rewriter, site: _Site) -> Expr:
+    def _depthwise(self, rw: Rewriter, site: Site) -> Expr:
         layer = site.layer
         problem = depthwise_problem(layer.geometry, site.fused.epilogue, self.target)
         assert problem is not None
@@ -180,9 +185,9 @@ class _Lowering:
         return rw.emit(relax.call_tir(name, args, relax.TensorType(problem.output, "float32")))
 
     def _kernel(
-        self, rw: Rewriter, site: _Site, key: object, make: Callable[[], tirx.PrimFunc]
+        self, rw: Rewriter, site: Site, key: object, make: Callable[[], tirx.PrimFunc]
     ) -> GlobalVar:
-        kernel = self.kernels.add(rw, key, f"{site.layer.op}_{_kind(site.plan)}", make)
+        kernel = self.kernels.add(rw, key, f"{site.layer.op}_{kind(site.plan)}", make)
         self.kernel_of[site.layer.var] = str(kernel.name_hint)
         return kernel
 
@@ -201,7 +206,8 @@ class _Lowering:
         return self.planes[key]
 
 
-def _kind(plan: Plan) -> str:
+def kind(plan: Plan) -> str:
+    """A word for how a layer is run, in its kernel's name."""
     if plan.own_columns:
         return f"window{plan.window}_{plan.block_rows}" if plan.window else f"sell{plan.block_rows}"
     if plan.form == "depthwise":

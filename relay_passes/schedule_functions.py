@@ -67,6 +67,8 @@ def _schedule(
             _log.debug("%s cannot schedule %s: %s", rule.__module__, name, error)
             continue
         if sch is not None:
-            scheduled = expand(sch.mod["main"])
+            scheduled = sch.mod["main"]
+            if target.family != "cuda":  # which has units for these functions
+                scheduled = expand(scheduled)
             return scheduled.with_attrs({SCHEDULED: True, RULE: rule.__module__.rsplit(".")[-1]})
     return func.with_attrs({SCHEDULED: True, RULE: "none"})

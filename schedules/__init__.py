@@ -8,7 +8,7 @@ from typing import Protocol
 from tvm import s_tir, tirx
 
 from ..targets import PivotTarget
-from . import arm, contraction, elementwise, fallback, reduction, x86
+from . import arm, contraction, cuda_rules, elementwise, fallback, reduction, x86
 from .problems import Bands, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 Rule = Callable[[tirx.PrimFunc, PivotTarget], s_tir.Schedule | None]
@@ -17,8 +17,11 @@ Rule = Callable[[tirx.PrimFunc, PivotTarget], s_tir.Schedule | None]
 def rules_for(target: PivotTarget) -> tuple[Rule, ...]:
     """The schedule rules of a target: the first that returns a schedule wins, the last always does.
 
-    All of them take what they know about the machine from `target`, so every CPU shares them.
+    All of them take what they know about the machine from `target`, so every CPU shares them, and
+    every GPU.
     """
+    if target.family == "cuda":
+        return (cuda_rules.apply,)
     return (elementwise.apply, contraction.apply, reduction.apply, fallback.apply)
 
 

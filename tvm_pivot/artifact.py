@@ -27,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from . import runtime, schema
+from . import cuda_runtime, runtime, schema
 from .errors import ArtifactError, PivotError
 from .linking import linker
 from .report import Report
@@ -284,6 +284,11 @@ def _check_host(manifest: Manifest) -> None:
     reason = cannot_run(target)
     if reason is not None:
         raise ArtifactError(reason)
+    if target.gpu is not None:
+        try:
+            cuda_runtime.check(target.gpu.arch)
+        except PivotError as e:
+            raise ArtifactError(f"made for target {target.name!r}: {e}") from e
     missing = missing_features(manifest.features)
     if missing:
         safe = {"x86": "x86-avx2", "arm": "arm"}[target.family]

@@ -21,6 +21,7 @@ from .cli_common import (
     Log,
     Model,
     PivotSeconds,
+    Precision,
     Shapes,
     Target,
     Threads,
@@ -76,6 +77,7 @@ def inspect(
     context: typer.Context,
     model: Model,
     target: Target = "x86",
+    precision: Precision = "float32",
     shape: Shapes = None,
     pivot_seconds: PivotSeconds = 2.0,
     log: Log = None,
@@ -92,6 +94,7 @@ def inspect(
                 shapes=parse_shapes(shape),
                 pivot_seconds=pivot_seconds,
                 log=log,
+                precision=precision,
             )
         typer.echo(report.to_json(indent=2) if as_json else str(report))
 
@@ -104,6 +107,7 @@ def build(
         Path, typer.Option("--output", "-o", help="Artifact to write.", show_default=False)
     ],
     target: Target = "x86",
+    precision: Precision = "float32",
     shape: Shapes = None,
     sparse: Annotated[
         bool, typer.Option("--sparse/--dense", help="Skip zeros, or build every layer dense.")
@@ -121,7 +125,7 @@ def build(
             raise ArtifactError(f"cannot write {output}: there is no directory {output.parent}")
         started = time.perf_counter()
         more = {"debug_dir": debug_dir, "pivot_seconds": pivot_seconds, "log": log}
-        net = _build(model, target, shape, sparse=sparse, **more)
+        net = _build(model, target, shape, sparse=sparse, precision=precision, **more)
         net.export(output)
         seconds, size = time.perf_counter() - started, output.stat().st_size
         if as_json:
@@ -151,6 +155,7 @@ def run(
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Timed runs.")] = 1,
     threads: Threads = None,
     target: Target = "x86",
+    precision: Precision = "float32",
     shape: Shapes = None,
     as_json: AsJson = False,
 ) -> None:
@@ -165,7 +170,7 @@ def run(
 
             net = tvm_pivot.load(model)
         else:
-            net = _build(model, target, shape)
+            net = _build(model, target, shape, precision=precision)
         if threads is not None:
             net.set_threads(threads)
         arrays = make_inputs(net, seed) if random else read_inputs(inputs or (), net)

@@ -13,11 +13,14 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
+from tvm.relax.backend.cuda import pipeline as cuda_pipeline
 
+from . import cuda_compiler
 from .artifact import Manifest
 from .errors import CompileError, PivotError
 from .importer import import_model
 from .relay_passes import PHASES, PIVOT_SECONDS, Compilation
+from .relay_passes.cuda_layers import use_cuda_graphs
 from .report import Report
 from .session import Session
 from .targets import PivotTarget, resolve
@@ -39,6 +42,7 @@ def build(
     log: str | PathLike[str] | None = None,
     tuned: bool = True,
     threads: int | None = None,
+    precision: str = "float32",
     debug_dir: str | PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Session:
@@ -47,7 +51,8 @@ def build(
     Args:
         model: a path to an ONNX file, an `onnx.ModelProto`, a `torch.nn.Module` (with
             `example_inputs`), a `torch.export.ExportedProgram`, or a Relax `IRModule`.
-        target: ``"x86"`` for this host, a preset's name, or a `PivotTarget`.
+        target: ``"x86"`` for this host, ``"cuda"`` for GPUs from sm_80 on, a preset's name, or a
+            `PivotTarget`. No GPU is needed to compile for one, but NVIDIA's nvcc is.
         example_inputs: inputs to trace a torch module with.
         params: arrays for parameters of a Relax module, by name.
         shapes: sizes of symbolic dimensions by name, or whole input shapes by input name.
@@ -57,17 +62,22 @@ def build(
         log: a tuning log (see `tune`), used besides the logs that come with the package.
         tuned: False leaves all tuning records alone: every kernel is made by the target's rule.
         threads: threads of one run; default: see `Session.set_threads`.
+        precision: ``"float32"``; on CUDA targets also ``"float16"``, with sums in float32. Inputs
+            and outputs keep their dtype.
         debug_dir: write the module after each phase there, as ``NN_phase.py``.
         progress: called with the name of each phase as it begins.
 
     Raises:
-        UnsupportedTargetError: the target is unknown or has no schedules yet.
+        UnsupportedTargetError: the target is unknown or has no schedules yet, does not have the
+            precision, or needs a compiler that is not there.
         ModelImportError: the model could not be read.
         CompileError: the model was read but could not be compiled.
         TuningError: the tuning log cannot be read.
     """
     began = time.perf_counter()
-    described = resolve(target).require_schedules()
+    described = resolve(target).require_schedules().with_precision(precision)
+    if described.family == "cuda":
+        cuda_compiler.prepare()
     tell = progress or _silent
     tell("import")
     imported = import_model(model, example_inputs=example_inputs, params=params, shapes=shapes)
@@ -75,7 +85,7 @@ def build(
     state = Compilation(imported.mod, described, sparse, pivot_seconds, tuned=records)
     done = _run_phases(state, imported.source, debug_dir, tell, PHASES)
     tell("compile")
-    executable = _compile(done.mod, described, imported.source)
+    executable = _compile(done, imported.source)
     report = replace(_report(done, described), compile_seconds=time.perf_counter() - began)
     name = Path(imported.source).stem if imported.source.endswith(".onnx") else imported.source
     manifest = Manifest.create(name, described, imported.inputs, imported.outputs, report)
@@ -92,12 +102,13 @@ def inspect(
     pivot_seconds: float = PIVOT_SECONDS,
     log: str | PathLike[str] | None = None,
     tuned: bool = True,
+    precision: str = "float32",
 ) -> Report:
     """What `build` would do to each layer of a model, without compiling it.
 
     Args and errors: see `build`. The target needs no schedules yet for this.
     """
-    described = resolve(target)
+    described = resolve(target).with_precision(precision)
     imported = import_model(model, example_inputs=example_inputs, params=params, shapes=shapes)
     analysis = [phase for phase in PHASES if phase.analysis]
     records = select(log, described) if tuned else None
@@ -141,12 +152,15 @@ def _dump(mod: IRModule, folder: str | PathLike[str] | None, number: int, name: 
     (path / f"{number:02d}_{name}.py").write_text(text, encoding="utf-8")
 
 
-def _compile(mod: IRModule, target: PivotTarget, source: str) -> relax.VMExecutable:
-    machine = target.to_tvm()
+def _compile(state: Compilation, source: str) -> relax.VMExecutable:
+    machine = state.target.to_tvm()
     # Not TVM's default pipeline: it would legalise and fuse again what is scheduled already.
-    steps = cpu_pipeline.dataflow_lower_passes(machine) + cpu_pipeline.finalize_passes(machine)
+    pipeline = cuda_pipeline if state.target.family == "cuda" else cpu_pipeline
+    steps = pipeline.dataflow_lower_passes(machine) + pipeline.finalize_passes(machine)
+    graphs = {"relax.backend.use_cuda_graph": use_cuda_graphs(state.planned, state.target)}
     try:
-        return relax.build(mod, machine, relax_pipeline=tvm.transform.Sequential(steps))
+        with machine, tvm.transform.PassContext(config=graphs):
+            return relax.build(state.mod, machine, relax_pipeline=tvm.transform.Sequential(steps))
     except Exception as error:
         raise CompileError(f"{source}: TVM could not compile it: {_first_line(error)}") from error
 

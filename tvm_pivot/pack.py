@@ -56,6 +56,7 @@ def pack(
     keep_all: bool = False,
     tiles: int = 1,
     tile_of: IntArray | None = None,
+    longest_first: bool = False,
 ) -> PackedWeight:
     """Pack `weight` float32 [N, K] as R x 1 blocks; only blocks with a non-zero are kept.
 
@@ -71,6 +72,8 @@ def pack(
         tiles: tiles of columns.
         tile_of: int32 [K], the tile of each column (see `column_tiles`), needed for several.
             With them, `columns` must be distinct within a tile only.
+        longest_first: let the row blocks begin with the longest, rather than alternate long and
+            short: for workers that each take the next one.
 
     Raises:
         ValueError: the block has more than one column, `weight` is not a matrix, or there is
@@ -85,7 +88,8 @@ def pack(
     mask = kept_blocks(weight != 0, slots, block.rows)
     if keep_all:
         mask = np.ones_like(mask)
-    walk = even_stretches(mask.sum(axis=1))
+    counts = mask.sum(axis=1)
+    walk = np.argsort(-counts, kind="stable") if longest_first else even_stretches(counts)
     mask = mask[walk]
     slots = slots.reshape(-1, block.rows)[walk]
     block_of, column = np.nonzero(mask)

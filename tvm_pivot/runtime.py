@@ -20,7 +20,7 @@ from typing import Any
 
 # The second has operators that some networks call, such as sorting.
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
-_CPU, _POOLED_ALLOCATOR = 1, 2
+_CPU, _CUDA, _POOLED_ALLOCATOR = 1, 2, 2
 
 
 def tvm_version() -> str:
@@ -64,21 +64,27 @@ def is_executable(library: Any) -> bool:
     return isinstance(library, relax.VMExecutable)
 
 
-def start(module: Any) -> Any:
-    """A new Relax virtual machine on the CPU for the module of a compiled network.
+def start(module: Any, cuda: bool = False) -> Any:
+    """A new Relax virtual machine for the module of a compiled network, on the CPU or a GPU.
 
     It is a `tvm_ffi.Module`: ``machine["main"]`` runs the network.
     """
     machine = module["vm_load_executable"]()
-    machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+    gpu = (_CUDA, 0, _POOLED_ALLOCATOR) if cuda else ()
+    machine["vm_initialization"](*gpu, _CPU, 0, _POOLED_ALLOCATOR)
     return machine
 
 
-def empty(shape: Sequence[int], dtype: str) -> Any:
-    """A new tensor on the CPU, aligned as compiled networks expect it."""
-    made, cpu = ffi(), ffi().device("cpu", 0)
+def empty(shape: Sequence[int], dtype: str, device: str = "cpu") -> Any:
+    """A new tensor, on the CPU aligned as compiled networks expect it."""
+    made, place = ffi(), ffi().device(device, 0)
     allocate = function("runtime.TVMTensorAllocWithScope")
-    return allocate(made.Shape(list(shape)), made.dtype(dtype), cpu, None)
+    return allocate(made.Shape(list(shape)), made.dtype(dtype), place, None)
+
+
+def has_function(name: str) -> bool:
+    """Whether the runtime has a global function of that name."""
+    return ffi().get_global_func(name, allow_missing=True) is not None
 
 
 def function(name: str) -> Any:

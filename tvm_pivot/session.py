@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from . import runtime
+from . import cuda_runtime, runtime
 from . import threads as thread_pool
 from .errors import InputError, PivotError
 from .targets import cannot_run
@@ -62,7 +62,8 @@ class Session:
             library_file: where `library` was loaded from, for a later `export`.
 
         Raises:
-            PivotError: the library has no ``main``, or not with the manifest's inputs (`run` says
+            PivotError: the network is for a GPU that this machine has not (`cuda_runtime.check`),
+                or the library has no ``main``, or not with the manifest's inputs (`run` says
                 so if it is a `relax.VMExecutable`); or an input or output has a dtype that NumPy
                 has not.
         """
@@ -74,6 +75,8 @@ class Session:
         self._library_file = library_file
         self._elsewhere = cannot_run(manifest.target)
         self._module = None if self._elsewhere else runtime.link(library)
+        gpu = manifest.target.gpu
+        self._arch = None if gpu is None else gpu.arch
         self._threads = thread_pool.default_count()
         self._threads_required = False
         if threads is not None:
@@ -119,6 +122,9 @@ class Session:
             thread_pool.configure(self._threads, required=self._threads_required)
         tensors = [slot.take(x) for slot, x in zip(runner.slots, args)]  # noqa: B905 (_bind checks)
         results = runner.call(tensors)
+        if self._arch is not None:
+            arrays = cuda_runtime.to_numpy(results, self.outputs)
+            return arrays[0] if len(arrays) == 1 else tuple(arrays)
         if self._copy_output is None:
             self._copy_output = self._shared_outputs(results, runner.call(tensors))
         if len(results) == 1:
@@ -162,7 +168,9 @@ class Session:
         It is a `tvm_ffi.Module` and shares the weights; its ``main`` takes tensors in the order
         of `inputs` and runs on the calling thread's TVM pool, which `run` sets to `threads`.
         """
-        return runtime.start(self._module)
+        if self._arch is not None:
+            cuda_runtime.check(self._arch)
+        return runtime.start(self._module, self._arch is not None)
 
     def _new_runner(self) -> _Runner:
         if self._elsewhere is not None:
@@ -171,7 +179,8 @@ class Session:
                 f"run(..., remote='host:port') with an RPC server on such a machine"
             )
         with self._lock:
-            runner = self._local.runner = _Runner(self._module, self.inputs)
+            machine, on_gpu = self.virtual_machine(), self._arch is not None
+            runner = self._local.runner = _Runner(machine, self.inputs, on_gpu)
         return runner
 
     def _bind(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -217,8 +226,8 @@ class _Runner:
 
     __slots__ = ("_main", "_vm", "slots")
 
-    def __init__(self, module: Any, inputs: Sequence[TensorSpec]) -> None:
-        self._vm = runtime.start(module)
+    def __init__(self, machine: Any, inputs: Sequence[TensorSpec], on_gpu: bool) -> None:
+        self._vm = machine
         try:
             self._main = self._vm["main"]
             arity = self._vm["get_function_arity"]("main")
@@ -226,7 +235,7 @@ class _Runner:
             raise PivotError(f"the library has no function 'main': {e}") from e
         if arity != len(inputs):
             raise PivotError(f"the library takes {arity} inputs, its manifest says {len(inputs)}")
-        self.slots = [_Slot(spec) for spec in inputs]
+        self.slots = [(_GpuSlot if on_gpu else _Slot)(spec) for spec in inputs]
 
     def call(self, tensors: Sequence[Any]) -> Sequence[Any]:
         """The network's output tensors, always as a sequence."""
@@ -292,6 +301,23 @@ class _Slot:
         if x.dtype != self.dtype:
             message += f"; convert it with .astype({self.spec.dtype!r})"
         return InputError(message)
+
+
+class _GpuSlot(_Slot):
+    """One input of a network on a GPU."""
+
+    __slots__ = ("_device",)
+
+    def __init__(self, spec: TensorSpec) -> None:
+        super().__init__(spec)
+        self._device = cuda_runtime.DeviceSlot(spec)
+
+    def take(self, x: Any) -> Any:
+        """The tensor on the GPU, with the values of `x`."""
+        array = x if type(x) is np.ndarray else self._as_array(x)
+        if array.dtype != self.dtype or array.shape != self.shape:
+            raise self._mismatch(array)
+        return self._device.fill(array)
 
 
 def _to_numpy(tensor: Any, copy: bool) -> Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .target_record import PivotTarget
+from .target_record import WARP, Gpu, PivotTarget
 
 _KIB, _MIB = 1 << 10, 1 << 20
 
@@ -38,6 +38,30 @@ def _arm(
     rates = {"fma_per_cycle": 2.0, "fma_latency": 4.0, "load_cycles": (0.2, 2.0), **more}
     blocks = {"block_rows": (8, 4, 2, 1)}
     return PivotTarget(name, "arm", spec, 4, registers, **caches, **rates, **blocks)
+
+
+def _cuda(name: str, gpu: Gpu, l2_bytes: int) -> PivotTarget:
+    spec = {
+        "kind": "cuda",
+        "arch": gpu.arch,
+        "max_threads_per_block": 1024,
+        "max_shared_memory_per_block": 48 << 10,
+        "thread_warp_size": WARP,
+        "registers_per_block": 1 << 16,
+        # Code for the host only starts kernels: any x86-64 will do.
+        "host": {"kind": "llvm", "mcpu": "x86-64"},
+    }
+    return PivotTarget(
+        name,
+        "cuda",
+        spec,
+        lanes=WARP,
+        registers=255,
+        l1_bytes=gpu.shared_bytes,
+        l2_bytes=l2_bytes,
+        block_rows=(16, 32, 8, 4, 2, 1),
+        gpu=gpu,
+    )
 
 
 # Cores that issue in order, and an out-of-order one with half the rate of its successors.
@@ -79,17 +103,18 @@ _TARGETS = (
         cores=4,
         **_A53,
     ),
-    PivotTarget(
-        "cuda",
-        "cuda",
-        {"tag": "nvidia/nvidia-h100"},
-        lanes=32,
-        registers=255,
-        l1_bytes=228 * _KIB,
-        l2_bytes=50 * _MIB,
-        block_rows=(16, 32, 8),
-        has_schedules=False,
-    ),
+    _cuda("cuda-sm75", Gpu("sm_75", 40, 1.35, 64, 512, 320.0, 1200.0, 64 << 10), 4 << 20),
+    _cuda("cuda-sm80", Gpu("sm_80", 108, 1.41, 64, 1024, 1555.0, 4500.0, 164 << 10), 40 << 20),
+    _cuda("cuda-sm86", Gpu("sm_86", 72, 1.5, 128, 512, 600.0, 2200.0, 100 << 10), 6 << 20),
+    _cuda("cuda-sm89", Gpu("sm_89", 128, 2.3, 128, 512, 1008.0, 5000.0, 100 << 10), 72 << 20),
+    _cuda("cuda-sm90", Gpu("sm_90", 132, 1.7, 128, 2048, 3350.0, 5500.0, 228 << 10), 50 << 20),
+    _cuda("t4", Gpu("sm_75", 40, 1.35, 64, 512, 320.0, 1200.0, 64 << 10), 4 << 20),
+    _cuda("a100", Gpu("sm_80", 108, 1.41, 64, 1024, 1555.0, 4500.0, 164 << 10), 40 << 20),
+    _cuda("a10", Gpu("sm_86", 72, 1.5, 128, 512, 600.0, 2200.0, 100 << 10), 6 << 20),
+    _cuda("rtx-3090", Gpu("sm_86", 82, 1.7, 128, 256, 936.0, 3000.0, 100 << 10), 6 << 20),
+    _cuda("rtx-4090", Gpu("sm_89", 128, 2.5, 128, 256, 1008.0, 5000.0, 100 << 10), 72 << 20),
+    _cuda("l4", Gpu("sm_89", 58, 1.7, 128, 512, 300.0, 2200.0, 100 << 10), 48 << 20),
+    _cuda("h100", Gpu("sm_90", 132, 1.7, 128, 2048, 3350.0, 5500.0, 228 << 10), 50 << 20),
 )
 
 PRESETS: dict[str, PivotTarget] = {target.name: target for target in _TARGETS}

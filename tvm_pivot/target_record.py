@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import UnsupportedTargetError
+
+# Threads of a warp.
+WARP = 32
+PRECISIONS = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the schedules of a GPU target have to know about it, from its data sheet.
+
+    Attributes:
+        arch: the compute capability, e.g. ``"sm_80"``.
+        multiprocessors: of the whole chip.
+        clock_ghz: of the multiprocessors, under load.
+        fp32_lanes: multiply-adds of one multiprocessor per clock.
+        tensor_fma: the same on tensor cores, float16 with sums in float32, without sparsity.
+        memory_gbs, l2_gbs: bandwidths of device memory and of the level-2 cache.
+        shared_bytes: shared memory of one multiprocessor.
+    """
+
+    arch: str
+    multiprocessors: int
+    clock_ghz: float
+    fp32_lanes: int
+    tensor_fma: int
+    memory_gbs: float
+    l2_gbs: float
+    shared_bytes: int
 
 
 @dataclass(frozen=True)
@@ -28,6 +56,9 @@ class PivotTarget:
         block_rows: heights R of R x 1 blocks to consider, best first.
         in_order: the core waits for a load that is used at once, and for all behind it.
         has_schedules: False where only the description exists so far.
+        precision: how weights are kept, and what layers hand on: ``"float32"`` or ``"float16"``.
+            Sums are always float32. CPUs have float32 only.
+        gpu: the GPU, for ``"cuda"``.
     """
 
     name: str
@@ -44,6 +75,23 @@ class PivotTarget:
     block_rows: tuple[int, ...] = (8, 16, 4, 2, 1)
     in_order: bool = False
     has_schedules: bool = True
+    precision: str = "float32"
+    gpu: Gpu | None = None
+
+    def with_precision(self, precision: str) -> PivotTarget:
+        """This target, computing in one of `PRECISIONS`.
+
+        Raises:
+            UnsupportedTargetError: the precision is unknown, or this target does not have it.
+        """
+        if precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise UnsupportedTargetError(f"unknown precision {precision!r}; known: {known}")
+        if precision != "float32" and self.family != "cuda":
+            raise UnsupportedTargetError(
+                f"target {self.name!r} computes in float32 only; {precision!r} needs a CUDA target"
+            )
+        return replace(self, precision=precision)
 
     def require_schedules(self) -> PivotTarget:
         """Return self, or raise UnsupportedTargetError where no schedules exist yet."""

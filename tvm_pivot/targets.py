@@ -10,10 +10,13 @@ from dataclasses import replace
 
 from .errors import UnsupportedTargetError
 from .target_presets import PRESETS
-from .target_record import PivotTarget
+from .target_record import PRECISIONS, WARP, Gpu, PivotTarget
 
 __all__ = [
+    "PRECISIONS",
     "PRESETS",
+    "WARP",
+    "Gpu",
     "PivotTarget",
     "cannot_run",
     "detect_host",
@@ -180,7 +183,8 @@ def detect_host() -> PivotTarget:
 
 
 def resolve(target: str | PivotTarget) -> PivotTarget:
-    """The target a user means: a record as it is, ``"x86"`` for this host, or a preset's name.
+    """The target a user means: a record as it is, a preset's name, ``"x86"`` for this host, or
+    ``"cuda"`` for any GPU from sm_80 on.
 
     Raises:
         UnsupportedTargetError: the name is unknown; the message lists the known ones.
@@ -189,8 +193,10 @@ def resolve(target: str | PivotTarget) -> PivotTarget:
         return target
     if target == "x86":
         return detect_host()
+    if target == "cuda":
+        return replace(PRESETS["cuda-sm80"], name="cuda")
     if target not in PRESETS:
         raise UnsupportedTargetError(
-            f"unknown target {target!r}; known: {', '.join(['x86', *sorted(PRESETS)])}"
+            f"unknown target {target!r}; known: {', '.join(['x86', 'cuda', *sorted(PRESETS)])}"
         )
     return PRESETS[target]
