@@ -16,7 +16,7 @@ _KIB, _MIB = 1 << 10, 1 << 20
 
 
 def _x86(name: str, mcpu: str, lanes: int, registers: int, **more: Any) -> PivotTarget:
-    caches = {"l1_bytes": 32 * _KIB, "l2_bytes": 1 * _MIB, **more}
+    caches: dict[str, Any] = {"l1_bytes": 32 * _KIB, "l2_bytes": 1 * _MIB, **more}
     return PivotTarget(name, "x86", {"kind": "llvm", "mcpu": mcpu}, lanes, registers, **caches)
 
 
@@ -34,10 +34,10 @@ def _arm(
     spec: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": mcpu}
     if attributes:
         spec["mattr"] = list(attributes)
-    caches = {"l1_bytes": l1_kib * _KIB, "l2_bytes": l2_kib * _KIB}
-    rates = {"fma_per_cycle": 2.0, "fma_latency": 4.0, "load_cycles": (0.2, 2.0), **more}
-    blocks = {"block_rows": (8, 4, 2, 1)}
-    return PivotTarget(name, "arm", spec, 4, registers, **caches, **rates, **blocks)
+    facts: dict[str, Any] = {"l1_bytes": l1_kib * _KIB, "l2_bytes": l2_kib * _KIB}
+    facts |= {"fma_per_cycle": 2.0, "fma_latency": 4.0, "load_cycles": (0.2, 2.0)}
+    facts["block_rows"] = (8, 4, 2, 1)
+    return PivotTarget(name, "arm", spec, 4, registers, **{**facts, **more})
 
 
 def _cuda(name: str, gpu: Gpu, l2_bytes: int) -> PivotTarget:
@@ -65,10 +65,15 @@ def _cuda(name: str, gpu: Gpu, l2_bytes: int) -> PivotTarget:
 
 
 # Cores that issue in order, and an out-of-order one with half the rate of its successors.
-_A53 = {"fma_per_cycle": 1.0, "fma_latency": 8.0, "load_cycles": (1.0, 6.0), "in_order": True}
-_A55 = {**_A53, "fma_latency": 4.0, "load_cycles": (0.8, 5.0)}
-_A72 = {"fma_per_cycle": 1.0, "fma_latency": 7.0}
-_WIDE = {"fma_per_cycle": 4.0, "load_cycles": (0.1, 1.4)}
+_A53: dict[str, Any] = {
+    "fma_per_cycle": 1.0,
+    "fma_latency": 8.0,
+    "load_cycles": (1.0, 6.0),
+    "in_order": True,
+}
+_A55: dict[str, Any] = {**_A53, "fma_latency": 4.0, "load_cycles": (0.8, 5.0)}
+_A72: dict[str, Any] = {"fma_per_cycle": 1.0, "fma_latency": 7.0}
+_WIDE: dict[str, Any] = {"fma_per_cycle": 4.0, "load_cycles": (0.1, 1.4)}
 
 _TARGETS = (
     _x86("x86-avx2", "haswell", 8, 16, l2_bytes=256 * _KIB),
