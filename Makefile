@@ -1,6 +1,6 @@
 # `make demo` and `make test` do everything, set-up included, on a machine with Python and gcc.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-layers readme-tables clean
+.PHONY: help demo emulation test lint bench bench-layers readme-tables clean
 
 PYTHON ?= python3
 # For the CPU build of torch, say: make test TORCH="torch==2.13.0 --index-url <where it is>"
@@ -19,6 +19,7 @@ help:
 	@echo "make demo          compile the shipped pruned network, check and time it"
 	@echo "make test          run the tests"
 	@echo "make lint          ruff and mypy"
+	@echo "make emulation     fetch an ARM userland, so that make test runs ARM code too (qemu)"
 	@echo "make bench         compare runtimes on the standing set of networks, half an hour"
 	@echo "make bench-layers  time single layers, sparse against dense"
 	@echo "make readme-tables write the tables of README.md from the results"
@@ -30,6 +31,10 @@ demo: $(VENV)/.demo
 # One thread for NumPy, two for the networks under test: workers run side by side.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 TVM_NUM_THREADS=2 $(BIN)/python -m pytest -n $(WORKERS) --durations=10
+
+# Needs qemu-user and g++-aarch64-linux-gnu, which .ci/run installs.
+emulation: $(VENV)/.dev
+	PYTHON=$(BIN)/python tests/arm64_python.sh
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -87,7 +87,11 @@ def conv_cases(draw):
     }
 
 
-def run_conv(case, target="x86"):
+def run_here(net, *inputs):
+    return net.run(*inputs)
+
+
+def run_conv(case, target="x86", run=run_here):
     rng = np.random.default_rng(case["seed"])
     n, c, o, g = case["batch"], case["channels"], case["outputs"], case["groups"]
     weight = pruned(rng, o, c // g * np.prod(case["kernel"]), case["rows"], case["density"])
@@ -118,7 +122,7 @@ def run_conv(case, target="x86"):
         return relax.op.nn.relu(y) if kind in ("relu", "residual") else relax.op.abs(y)
 
     net = tvm_pivot.build(relax_module([x.shape, other.shape], body), target=target)
-    got = net.run(x, other)
+    got = run(net, x, other)
     if kind != "none":
         want, magnitude = want + bias.reshape(-1, 1, 1), magnitude + np.abs(bias.reshape(-1, 1, 1))
     if kind == "residual":
@@ -164,7 +168,7 @@ def dense_cases(draw):
     }
 
 
-def run_dense(case, target="x86", leading=()):
+def run_dense(case, target="x86", leading=(), run=run_here):
     rng = np.random.default_rng(case["seed"])
     m, k, n = case["inputs"], case["columns"], case["outputs"]
     weight = pruned(rng, n, k, case["rows"], case["density"])
@@ -183,7 +187,7 @@ def run_dense(case, target="x86", leading=()):
         return relax.op.clip(y, -1, 1) if kind in ("relu", "residual") else relax.op.abs(y)
 
     net = tvm_pivot.build(relax_module([x.shape, other.shape], body), target=target)
-    got = net.run(x, other)
+    got = run(net, x, other)
     if kind != "none":
         want, magnitude = want + bias, magnitude + np.abs(bias)
     if kind == "residual":

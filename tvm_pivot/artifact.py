@@ -138,14 +138,14 @@ def save(path: str | os.PathLike[str], library: Any, manifest: Manifest) -> Path
         ArtifactError: the library cannot be linked, or the file cannot be written.
     """
     path = Path(path)
-    linked = isinstance(library, Path)
-    if not linked and not runtime.is_executable(library):
+    exported = isinstance(library, Path)
+    if not exported and not runtime.is_executable(library):
         raise ArtifactError("this session was made from a bare TVM module: export that instead")
     if not path.parent.is_dir():
         raise ArtifactError(f"cannot write {path}: there is no directory {path.parent}")
     with tempfile.TemporaryDirectory(prefix="tvm-pivot-") as scratch:
-        if not linked:
-            library = _linked(library, manifest.target, path, Path(scratch))
+        if not exported:
+            library = linked(library, manifest.target, path, Path(scratch))
         try:
             _write(path, library, manifest)
         except OSError as e:
@@ -153,8 +153,12 @@ def save(path: str | os.PathLike[str], library: Any, manifest: Manifest) -> Path
     return path
 
 
-def _linked(executable: Any, target: PivotTarget, path: Path, scratch: Path) -> Path:
-    """The library of a `relax.VMExecutable`, in `scratch`."""
+def linked(executable: Any, target: PivotTarget, path: Path, scratch: Path) -> Path:
+    """The library of a `relax.VMExecutable`, in the folder `scratch`.
+
+    Raises:
+        ArtifactError: the library, which is to be part of `path`, cannot be linked.
+    """
     link, library = linker(target), scratch / _LIBRARY
     try:
         with _no_scope_lines():

@@ -57,6 +57,17 @@ def bench(
     per_layer: Annotated[
         bool, typer.Option("--per-layer", help="Show each layer's time beside its limit.")
     ] = False,
+    rpc: Annotated[
+        str | None,
+        typer.Option(
+            help="Time tvm_pivot alone, on another machine: an RPC server, host:port, or a "
+            "tracker, host:port/key.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="With --rpc: what that machine is.")
+    ] = "arm",
     show: Annotated[
         bool, typer.Option("--list", help="List the runtimes and which are installed.")
     ] = False,
@@ -73,6 +84,9 @@ def bench(
             _list()
         elif not models:
             raise InputError("name an ONNX file to compare runtimes on, or --list, or --install")
+        elif rpc is not None:
+            with TemporaryDirectory(prefix="tvm_pivot_bench_") as scratch:
+                _on_device(_read(models, parse_shapes(shape), Path(scratch)), target, rpc, rounds)
         else:
             for file in (json_file, html_file):  # before minutes of measuring, not after
                 if file is not None and not file.parent.is_dir():
@@ -119,6 +133,18 @@ def _compare(
             progress=progress,
             command=shlex.join(["tvm-pivot", *sys.argv[1:]]),
         )
+
+
+def _on_device(models: Sequence[ModelInput], target: str, address: str, rounds: int) -> None:
+    from .bench import on_device
+
+    found = []
+    with phases("starting") as progress:
+        for model in models:
+            found += on_device.measure(
+                Path(model.path), model.name, target, address, rounds, progress
+            )
+    _console().print(on_device.table(found))
 
 
 def _show(

@@ -19,6 +19,7 @@ from .tensors import TensorSpec
 
 if TYPE_CHECKING:
     from .artifact import Manifest
+    from .remote import RemoteNetwork
     from .report import Report
 
 Array = npt.NDArray[Any]
@@ -87,6 +88,7 @@ class Session:
         self._copy_output: tuple[bool, ...] | None = None
         self._lock = threading.Lock()  # held while a thread makes its runner, never to run
         self._local = threading.local()
+        self._remotes: dict[str, RemoteNetwork] = {}
         if self._module is library:
             self._new_runner()
         # else it comes from the compiler, and linking takes seconds that `export` does not need
@@ -96,13 +98,17 @@ class Session:
         gives = ", ".join(map(str, self.outputs))
         return f"<tvm_pivot.Session {self.manifest.name!r}: ({takes}) -> ({gives})>"
 
-    def run(self, /, *args: Any, **named: Any) -> Any:
+    def run(self, /, *args: Any, remote: str | None = None, **named: Any) -> Any:
         """Run the network once.
 
         Inputs are given in order, by name, or as one dict. Each is a NumPy array, or anything
         with DLPack or ``__array__`` on the CPU (a torch tensor, say), of exactly the shape and
         dtype in `inputs`. An array that is large, contiguous, writeable and aligned to 64 bytes
         (such as an output of another session) is used in place; any other is copied.
+
+        With `remote`, ``"host:port"`` of an RPC server or ``"host:port/key"`` of a tracker, it
+        runs on that machine, which the network must have been compiled for. The library is sent
+        there the first time.
 
         Returns:
             One array, or a tuple of arrays in the order of `outputs` where there are several.
@@ -114,6 +120,11 @@ class Session:
         """
         if named or len(args) != self._arity or (args and type(args[0]) is dict):
             args = self._bind(args, named)
+        if remote is not None:
+            slots = map(_Slot, self.inputs)
+            arrays = [slot.check(x) for slot, x in zip(slots, args, strict=True)]
+            outputs = self.on(remote).run(arrays)
+            return outputs[0] if len(outputs) == 1 else outputs
         try:
             runner: _Runner = self._local.runner
         except AttributeError:  # the first run on this thread
@@ -130,6 +141,20 @@ class Session:
         if len(results) == 1:
             return _to_numpy(results[0], self._copy_output[0])
         return tuple(map(_to_numpy, results, self._copy_output))
+
+    def on(self, address: str) -> RemoteNetwork:
+        """The network on another machine, sent there the first time; see `run`.
+
+        Raises:
+            ArtifactError: the library cannot be linked.
+            PivotError: no server answers there, or it cannot load the library.
+        """
+        if address not in self._remotes:
+            from .remote import RemoteNetwork
+
+            library = self._library_file or self._library
+            self._remotes[address] = RemoteNetwork(address, library, self.manifest)
+        return self._remotes[address]
 
     @property
     def threads(self) -> int:
@@ -258,12 +283,18 @@ class _Slot:
         self._tensor: Any = None
         self._view: Array | None = None
 
-    def take(self, x: Any) -> Any:
-        """A tensor with the values of `x`: `x` itself where possible, else this slot's buffer."""
+    def check(self, x: Any) -> Array:
+        """`x` as an array, of this input's shape and dtype."""
         if type(x) is not np.ndarray:
             x = self._as_array(x)
-        if x.dtype != self.dtype or x.shape != self.shape:
-            raise self._mismatch(x)
+        array: Array = x
+        if array.dtype != self.dtype or array.shape != self.shape:
+            raise self._mismatch(array)
+        return array
+
+    def take(self, x: Any) -> Any:
+        """A tensor with the values of `x`: `x` itself where possible, else this slot's buffer."""
+        x = self.check(x)
         if (
             x.nbytes > _ALWAYS_COPY_BYTES
             and x.flags.c_contiguous

@@ -13,6 +13,8 @@ from typing import Any
 from .target_record import WARP, Gpu, PivotTarget
 
 _KIB, _MIB = 1 << 10, 1 << 20
+# Blocks of 16 rows leave no registers for a second vector of 4 pixels.
+_ROWS = (8, 4, 2, 1)
 
 
 def _x86(name: str, mcpu: str, lanes: int, registers: int, **more: Any) -> PivotTarget:
@@ -34,10 +36,9 @@ def _arm(
     spec: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": mcpu}
     if attributes:
         spec["mattr"] = list(attributes)
-    facts: dict[str, Any] = {"l1_bytes": l1_kib * _KIB, "l2_bytes": l2_kib * _KIB}
-    facts |= {"fma_per_cycle": 2.0, "fma_latency": 4.0, "load_cycles": (0.2, 2.0)}
-    facts["block_rows"] = (8, 4, 2, 1)
-    return PivotTarget(name, "arm", spec, 4, registers, **{**facts, **more})
+    rates: dict[str, Any] = {"fma_per_cycle": 2.0, "fma_latency": 4.0, "load_cycles": (0.2, 2.0), **more}
+    caches = (l1_kib * _KIB, l2_kib * _KIB)
+    return PivotTarget(name, "arm", spec, 4, registers, *caches, block_rows=_ROWS, **rates)
 
 
 def _cuda(name: str, gpu: Gpu, l2_bytes: int) -> PivotTarget:
