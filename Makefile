@@ -1,6 +1,6 @@
 # `make demo` and `make test` do everything, set-up included, on a machine with Python and gcc.
 .DEFAULT_GOAL := help
-.PHONY: help demo emulation test lint bench bench-layers readme-tables clean
+.PHONY: help demo emulation test lint bench bench-layers bench-arm readme-tables clean
 
 PYTHON ?= python3
 # For the CPU build of torch, say: make test TORCH="torch==2.13.0 --index-url <where it is>"
@@ -22,6 +22,7 @@ help:
 	@echo "make emulation     fetch an ARM userland, so that make test runs ARM code too (qemu)"
 	@echo "make bench         compare runtimes on the standing set of networks, half an hour"
 	@echo "make bench-layers  time single layers, sparse against dense"
+	@echo "make bench-arm     count what networks cost on ARM cores, under emulation, an hour"
 	@echo "make readme-tables write the tables of README.md from the results"
 	@echo "make clean         remove the environment, builds and caches"
 
@@ -48,6 +49,12 @@ bench: $(VENV)/.dev
 
 bench-layers: $(VENV)/.dev
 	$(BIN)/python benchmarks/layers.py --json benchmarks/results/layers.json
+
+bench-arm: $(VENV)/.dev
+	$(BIN)/tvm-pivot bench --install litert
+	$(BIN)/python -m benchmarks.arm_cost setup
+	$(BIN)/python -m benchmarks.arm_cost networks
+	$(BIN)/python -m benchmarks.arm_cost kernels
 
 readme-tables: $(VENV)/.dev
 	$(BIN)/python benchmarks/readme_tables.py

@@ -27,49 +27,26 @@ for _name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np
 import torch
 import tvm
-from tvm import relax
 
+from benchmarks.layer_kernels import SHAPES, block_mask, dense_layer, kernel_and_arguments
 from tvm_pivot.bench.machine import describe_machine
-from tvm_pivot.planes import AxisGeometry, ConvGeometry
-from tvm_pivot.relay_passes.detect import plan_layer, planes_problem
+from tvm_pivot.relay_passes.detect import plan_layer
 from tvm_pivot.relay_passes.layers import Layer, Plan
-from tvm_pivot.relay_passes.pack_layer import pack_planes_layer
-from tvm_pivot.schedules.block_sparse import planes_kernel
-from tvm_pivot.schedules.block_sparse_moves import schedule_planes
-from tvm_pivot.schedules.problems import Epilogue
-from tvm_pivot.schedules.x86 import choose_planes
 from tvm_pivot.targets import PivotTarget, resolve
 
-SHAPES = ((192, 1024, 256), (192, 256, 1024), (768, 512, 128), (768, 128, 512))
 CASES = ((8, 0.05), (8, 0.1), (8, 0.2), (1, 0.1))
 WARM, TIMED = 2, 5
-
-
-def block_mask(rng: np.random.Generator, n: int, k: int, rows: int, density: float) -> Any:
-    """A random mask [n, k] of `rows` x 1 blocks with exactly round(density * blocks) kept."""
-    blocks = n // rows * k
-    kept = np.zeros(blocks, bool)
-    kept[rng.permutation(blocks)[: round(density * blocks)]] = True
-    return np.repeat(kept.reshape(n // rows, k), rows, axis=0)
 
 
 def compiled(
     layer: Layer, plan: Plan, target: PivotTarget, x: Any
 ) -> tuple[Callable[[], None], Any]:
     """A call that runs the layer's kernel on planes `x` once, and the output it writes."""
-    problem = planes_problem(layer, plan, Epilogue())
-    tile, _ = choose_planes(problem, plan.entries, target)
-    func = schedule_planes(planes_kernel(problem, tile), problem, tile)
-    lib = tvm.compile(
-        tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=target.to_tvm()
-    )
-    packed, more = pack_planes_layer(layer, plan, problem, tile)
-    bias = np.zeros(packed.rows.size, np.float32)
-    out = tvm.runtime.tensor(np.zeros((1, problem.rows, problem.pixels), np.float32))
-    tables = (packed.indptr, packed.index, packed.data, packed.rows, bias, *more)
-    args = [tvm.runtime.tensor(a) for a in (x.reshape(1, -1), *tables)] + [out]
+    func, arrays = kernel_and_arguments(layer, plan, target, x)
+    lib = tvm.compile(tvm.IRModule({"main": func}), target=target.to_tvm())
+    args = [tvm.runtime.tensor(array) for array in arrays]
     main = lib["main"]
-    return lambda: main(*args), out
+    return lambda: main(*args), args[-1]
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -99,8 +76,7 @@ def measure(
     mask = block_mask(rng, n, k, rows, density)
     weight = np.where(mask, rng.standard_normal((n, k)), 0).astype(np.float32)
     x = rng.standard_normal((k, m)).astype(np.float32)
-    geometry = ConvGeometry(1, k, n, AxisGeometry(1, 1), AxisGeometry(m, 1))
-    layer = Layer(relax.Var("layer"), "dense", (k, n), weight, geometry)
+    layer = dense_layer(weight, m)
     plans = {
         name: plan_layer(layer, target, sparse).plan
         for name, sparse in (("sparse", True), ("own_dense", False))

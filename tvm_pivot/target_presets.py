@@ -36,7 +36,8 @@ def _arm(
     spec: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": mcpu}
     if attributes:
         spec["mattr"] = list(attributes)
-    rates: dict[str, Any] = {"fma_per_cycle": 2.0, "fma_latency": 4.0, "load_cycles": (0.2, 2.0), **more}
+    rates: dict[str, Any] = {"fma_per_cycle": 2.0, "fma_latency": 4.0, "load_cycles": (0.2, 2.0)}
+    rates |= more
     caches = (l1_kib * _KIB, l2_kib * _KIB)
     return PivotTarget(name, "arm", spec, 4, registers, *caches, block_rows=_ROWS, **rates)
 
