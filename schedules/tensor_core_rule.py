@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from typing import Protocol
 
@@ -21,6 +22,7 @@ OTHER_REGISTERS, MOST_REGISTERS = 60, 168
 # By block rows. With 8 a step has twice the operands per sum: fewer sums fit beside them.
 MOST_SUMS = {8: 64, 16: 128, 32: 128}
 REGISTERS = 65536
+MOST_PIXELS, MOST_SLOTS = 256, 16
 # Thread blocks keep this much shared memory back.
 RESERVED_SHARED = 1024
 SHARED_BYTES_PER_CLOCK, PORT_BYTES_PER_CLOCK = 128, 64
@@ -28,9 +30,11 @@ SHARED_BYTES_PER_CLOCK, PORT_BYTES_PER_CLOCK = 128, 64
 GPC = 16
 # Of the rate of Hopper's warpgroup instructions, what `mma.sync` reaches.
 HOPPER_MMA_SHARE = 0.62
-# Eight columns picked at random, even spread out, share banks (see `spread_over_banks`).
-BANK_CONFLICTS = 1.6
+# Eight columns read at once still share banks, though spread out (see `spread_over_banks`).
+BANK_CONFLICTS = 1.2
 LAUNCH_SECONDS = 3e-6
+# Clocks that a multiprocessor's copy engine takes for one bulk copy, however short.
+BULK_COPY_CLOCKS = 8
 
 
 class GpuFacts(Protocol):
@@ -141,7 +145,12 @@ def roofline(
     clocks = gpu.multiprocessors * gpu.clock_ghz * 1e9
     tensor_rate = gpu.tensor_fma * (HOPPER_MMA_SHARE if compute_capability(gpu) >= 90 else 1.0)
     # One instruction moves 16 bytes for each lane; without alignment two of them move 4.
-    copies = {"bulk": 0.0, "async": arriving / (16 * WARP), "gather": arriving / (2 * WARP)}
+    bulk_copies = crews * crew_share * k * runs
+    copies = {
+        "bulk": bulk_copies * BULK_COPY_CLOCKS,
+        "async": arriving / (16 * WARP),
+        "gather": arriving / (2 * WARP),
+    }
     resident = max(1, tile.grid // tile.cluster)
     tiles = runs * crews
     return Roofline(
@@ -181,36 +190,50 @@ def _grid(problem: TensorCoreProblem, tile: TensorCoreTile, gpu: GpuFacts) -> in
     return min(runs * crews, max(1, held)) * tile.cluster
 
 
-def _loader(problem: TensorCoreProblem, gpu: GpuFacts) -> Loader:
+def _loaders(problem: TensorCoreProblem, gpu: GpuFacts) -> tuple[Loader, ...]:
     if not problem.aligned:
-        return "gather"
-    return "bulk" if compute_capability(gpu) >= 90 else "async"
+        return ("gather",)
+    return ("bulk", "async") if compute_capability(gpu) >= 90 else ("async",)
 
 
-def _candidates(problem: TensorCoreProblem, gpu: GpuFacts) -> Iterator[TensorCoreTile]:
+def _warps(problem: TensorCoreProblem) -> Iterator[tuple[int, int, int, int]]:
+    """(warp rows, warp columns, blocks, warp pixels) for which there are registers."""
+    r = problem.block_rows
+    for warp_rows, warp_columns in ((8, 1), (4, 2), (2, 4), (1, 8), (4, 1), (2, 2), (1, 4)):
+        for blocks, warp_pixels in product((1, 2, 4, 8), (32, 64, 128)):
+            sums = blocks * r * warp_pixels // WARP
+            if sums <= MOST_SUMS[r] and warp_columns * warp_pixels <= MOST_PIXELS:
+                yield warp_rows, warp_columns, blocks, warp_pixels
+
+
+def _shapes(problem: TensorCoreProblem, gpu: GpuFacts) -> Iterator[TensorCoreTile]:
     """Every tile that fits; its grid is still to be set."""
-    r, loader = problem.block_rows, _loader(problem, gpu)
+    r = problem.block_rows
     # Copied weights double as room for 32 staged sums of each row.
     ahead = {8: 8, 16: 6, 32: 5}[r]
-    room = gpu.shared_bytes - RESERVED_SHARED
-    shapes = ((8, 1), (4, 2), (2, 4), (1, 8), (4, 1), (2, 2), (1, 4))
-    for warp_rows, warp_columns in shapes:
-        for blocks, warp_pixels in ((b, p) for b in (1, 2, 4, 8) for p in (32, 64, 128)):
-            sums, pixels = blocks * r * warp_pixels // WARP, warp_columns * warp_pixels
-            if sums > MOST_SUMS[r] or pixels > 256:
-                continue
-            if loader == "gather" and pixels % 64:
-                continue
-            producers = {"bulk": 1, "async": 4, "gather": max(1, pixels // 64)}[loader]
-            for slab, cluster in ((s, c) for s in (64, 128, 256, 512) for c in (1, 2, 4, 8)):
-                if cluster > 1 and loader != "bulk":
-                    continue
-                shape = (warp_rows, warp_columns, blocks, warp_pixels, slab)
-                empty = TensorCoreTile(*shape, 0, ahead, cluster, producers, loader, 1)
-                left = room - empty.shared_bytes(r) - 256
-                slots = min(16, left // (slab * empty.pitch))
-                if slots >= 2:
-                    yield TensorCoreTile(*shape, slots, ahead, cluster, producers, loader, 1)
+    for loader, warps in product(_loaders(problem, gpu), _warps(problem)):
+        pixels = warps[1] * warps[3]
+        if loader == "gather" and pixels % (2 * WARP):
+            continue
+        producers = {"bulk": 1, "async": 4, "gather": pixels // (2 * WARP)}[loader]
+        clusters = (1, 2, 4, 8) if loader == "bulk" else (1,)
+        for slab, cluster in product((64, 128, 256, 512), clusters):
+            empty = TensorCoreTile(*warps, slab, 0, ahead, cluster, producers, loader, 1)
+            left = gpu.shared_bytes - RESERVED_SHARED - empty.shared_bytes(r) - 16 * MOST_SLOTS
+            slots = min(MOST_SLOTS, left // (slab * empty.pitch))
+            if slots >= 2:
+                yield replace(empty, slots=slots)
+
+
+def candidates(
+    problem: TensorCoreProblem, density: float, gpu: GpuFacts
+) -> Iterator[tuple[TensorCoreTile, Roofline]]:
+    """Every tile that fits, with its roofline; see `choose_tensor_core_tile`."""
+    if compute_capability(gpu) < 80 or problem.block_rows not in MOST_SUMS:
+        return
+    for shape in _shapes(problem, gpu):
+        tile = replace(shape, grid=_grid(problem, shape, gpu))
+        yield tile, roofline(problem, tile, density, gpu)
 
 
 def choose_tensor_core_tile(
@@ -219,12 +242,5 @@ def choose_tensor_core_tile(
     """The tile with the shortest predicted time, and its roofline, for a weight that keeps
     `density` of its blocks; None if the GPU has no instructions for the kernel (before sm_80).
     """
-    if compute_capability(gpu) < 80 or problem.block_rows not in MOST_SUMS:
-        return None
-    best: tuple[TensorCoreTile, Roofline] | None = None
-    for tile in _candidates(problem, gpu):
-        sized = TensorCoreTile(**{**vars(tile), "grid": _grid(problem, tile, gpu)})
-        cost = roofline(problem, sized, density, gpu)
-        if best is None or cost.seconds < best[1].seconds:
-            best = sized, cost
-    return best
+    found = candidates(problem, density, gpu)
+    return min(found, key=lambda pair: pair[1].seconds, default=None)

@@ -266,6 +266,22 @@ def kernel_source(problem: TensorCoreProblem, tile: TensorCoreTile) -> str:
     return "\n".join(lines)
 
 
+def entry_source(problem: TensorCoreProblem, tile: TensorCoreTile) -> str:
+    """`kernel_source` and a kernel ``entry_`` + `kernel_name` with the same arguments but the last,
+    for use without TVM: it knows its cluster, and takes its shared memory at the launch.
+    """
+    name = kernel_name(problem, tile)
+    arguments = ["x", *(table for table, _ in TABLES), "residual"]
+    cluster = f"__cluster_dims__({tile.cluster}, 1, 1) " if tile.cluster > 1 else ""
+    return f"""{kernel_source(problem, tile)}
+extern "C" __global__ void {cluster}__launch_bounds__({tile.threads}, 1) entry_{name}(
+    {", ".join(f"const void* __restrict__ {a}" for a in arguments)}, void* __restrict__ y) {{
+  extern __shared__ __align__(64) unsigned char shared[];
+  {name}({", ".join(arguments)}, y, shared);
+}}
+"""
+
+
 def tensor_core_kernel(problem: TensorCoreProblem, tile: TensorCoreTile) -> tirx.PrimFunc:
     """The kernel.
 

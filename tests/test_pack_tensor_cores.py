@@ -118,6 +118,16 @@ def test_columns_read_together_lie_in_different_banks():
     assert (np.sort(eights, axis=1) == np.arange(8)).all()
 
 
+def test_columns_at_random_are_spread_over_the_banks():
+    rng = np.random.default_rng(5)
+    weight = blocks(rng, 512, 512, 8, 0.1)
+    packed = pack_tensor_cores(weight, TeamShape(8, 4, 8, 1, 512, PITCH, 1))
+    eights = packed.places[: packed.steps].reshape(-1, 8) // PITCH
+    # How often the busiest bank is read; 2.6 times on average for columns picked at random.
+    turns = [np.bincount(np.unique(eight) % 8).max() for eight in eights]
+    assert np.mean(turns) < 1.3
+
+
 def test_bfloat16_is_rounded_to_nearest_even():
     values = np.random.default_rng(4).standard_normal(1000).astype(np.float32)
     values = np.append(values, np.float32([1.00390625, 1.01171875, 0.0, -0.0]))

@@ -1,14 +1,18 @@
 """The tensor-core kernels: their CUDA text, emulated on the CPU, against float64; and compiled."""
 
+import json
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tensor_core_oracle import aligned_bits, emulated, needs_compiler, rounded
 
+from benchmarks.gpu import tensor_core_cases
+from tvm_pivot.layout import BlockShape
 from tvm_pivot.pack_tensor_cores import from_bits, pack_tensor_cores, to_bits
 from tvm_pivot.planes import AxisGeometry
 from tvm_pivot.schedules.problems import Epilogue
@@ -17,8 +21,8 @@ from tvm_pivot.schedules.tensor_cores import (
     TABLES,
     TensorCoreProblem,
     TensorCoreTile,
+    entry_source,
     kernel_name,
-    kernel_source,
     tensor_core_kernel,
     window_columns,
 )
@@ -217,17 +221,7 @@ def test_kernels_compile_without_spills(chip, tmp_path):
         choice, _ = choose_tensor_core_tile(problem, 0.1, chip)
         body = kernel_name(problem, choice)
         choices[f"entry_{body}"] = name, choice
-        arguments = ["x", *(table for table, _ in TABLES), "residual"]
-        text += (
-            kernel_source(problem, choice)
-            + f"""
-extern "C" __global__ void __launch_bounds__({choice.threads}, 1) entry_{body}(
-    {", ".join(f"const void* __restrict__ {a}" for a in arguments)}, void* __restrict__ y) {{
-  extern __shared__ __align__(64) unsigned char shared[];
-  {body}({", ".join(arguments)}, y, shared);
-}}
-"""
-        )
+        text += entry_source(problem, choice)
     source = tmp_path / "kernels.cu"
     source.write_text(text)
     command = ["nvcc", "-std=c++17", "-cubin", f"-arch={chip.arch}", "-Xptxas", "-v", str(source)]
@@ -250,3 +244,24 @@ extern "C" __global__ void __launch_bounds__({choice.threads}, 1) entry_{body}(
     for entry, *_, registers in report:
         warps = -(-choices[entry][1].threads // 128) * 4
         assert int(registers) * 32 * warps <= 65536
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_cases_for_a_gpu_are_built_without_one(tmp_path):
+    rng = np.random.default_rng(0)
+    case = tensor_core_cases.random_case(rng, 256, 128, BlockShape(16, 16), 0.3)
+    entry = tensor_core_cases.build(case, tmp_path, 7, "sm_90")
+    assert json.loads(json.dumps(entry)) == entry
+    cubin = (tmp_path / entry["cubin"]).read_bytes()
+    assert {variant["tile"]["cluster"] for variant in entry["variants"]} >= {1, 2}
+    assert {variant["tile"]["loader"] for variant in entry["variants"]} == {"bulk", "async"}
+    for variant in entry["variants"]:
+        assert variant["kernel"].encode() in cubin
+        tables = np.load(tmp_path / variant["tables"])
+        assert len(tables.files) == len(TABLES)
+    assert np.array_equal(np.load(tmp_path / entry["weight"])["weight"], case.weight)
+
+
+def test_the_page_shows_the_rooflines_of_today():
+    page = (Path(__file__).parents[1] / "docs" / "tensor_cores.md").read_text()
+    assert "\n".join(tensor_core_cases.table(None, "sm_90")) in page

@@ -177,17 +177,21 @@ class _Slabs:
 
 
 def _cut_slabs(
-    needed: npt.NDArray[np.bool_], offsets: IntArray, taps: IntArray, team: TeamShape
+    owned: npt.NDArray[np.bool_], offsets: IntArray, taps: IntArray, team: TeamShape
 ) -> _Slabs:
-    """Slabs for the columns that teams need: `needed` [crews, crew, K]."""
-    k = needed.shape[2]
-    any_team = needed.any(axis=1)
+    """Slabs for the columns that row blocks keep: `owned` [teams, warp rows, blocks, K]."""
+    k = owned.shape[3]
+    needed = owned.any(axis=(1, 2)).reshape(-1, team.crew, k)
+    any_team = np.asarray(needed.any(axis=1))
     slabs = np.maximum(1, -(-any_team.sum(axis=1) // team.slab))
     begin = np.concatenate([[0], np.cumsum(slabs)]).astype(np.int32)
-    number = np.cumsum(any_team, axis=1) - 1
-    slab = (begin[:-1, None] + number // team.slab).astype(np.int32)
-    position = (number % team.slab).astype(np.int32)
+    slab = (begin[:-1, None] + (np.cumsum(any_team, axis=1) - 1) // team.slab).astype(np.int32)
+    position = np.zeros_like(slab)
     crew, column = np.nonzero(any_team)
+    kept = owned.reshape(any_team.shape[0], -1, k)
+    for c, s in {*zip(crew.tolist(), slab[crew, column].tolist(), strict=True)}:
+        mine = np.flatnonzero(any_team[c] & (slab[c] == s))
+        position[c, mine] = place_in_slab(kept[c][:, mine], team.slab)
     at = (slab[crew, column], position[crew, column])
     bits = (needed << np.arange(team.crew)[None, :, None]).sum(axis=1)
     columns = np.zeros((int(begin[-1]), team.slab, 2), np.int32)
@@ -196,6 +200,26 @@ def _cut_slabs(
     columns[(*at, 1)] = bits[crew, column] + 256 * taps[column]
     taken = (columns[:, :, 1, None] >> np.arange(team.crew) & 1).sum(axis=1).astype(np.int32)
     return _Slabs(begin, columns, taken, slab, position)
+
+
+def place_in_slab(kept: npt.NDArray[np.bool_], slab: int) -> IntArray:
+    """Positions of columns in a slab: int32 [columns], for `kept` [row blocks, columns].
+
+    Positions that are a multiple of eight apart lie in the same banks. Each column goes where the
+    row blocks that keep it have the fewest columns so far.
+    """
+    banks = 8
+    held = np.zeros((kept.shape[0], banks), np.int64)
+    room = np.full(banks, slab // banks)
+    position = np.empty(kept.shape[1], np.int32)
+    for column, blocks in enumerate(kept.T):
+        crowd = held[blocks].sum(axis=0)
+        crowd[room == 0] = np.iinfo(np.int64).max
+        bank = int(np.argmin(crowd))
+        position[column] = bank + banks * (slab // banks - room[bank])
+        room[bank] -= 1
+        held[blocks, bank] += 1
+    return position
 
 
 def pack_tensor_cores(
@@ -232,8 +256,7 @@ def pack_tensor_cores(
     mask = np.ones((slots.size // r, k), bool) if keep_all else kept_blocks(weight != 0, slots, r)
     hands = deal(mask.sum(axis=1), team)
     owned = np.where(hands[..., None] >= 0, mask[hands], False)
-    needed = owned.any(axis=(1, 2)).reshape(-1, team.crew, k)
-    slabs = _cut_slabs(needed, offsets, taps, team)
+    slabs = _cut_slabs(owned, offsets, taps, team)
     at, column, position, cell, place = _kept_entries(owned, slabs, team)
     shape = (int(slabs.begin[-1]), team.crew, team.warp_rows, team.blocks)
     entries = np.bincount(cell, minlength=int(np.prod(shape)))

@@ -1,0 +1,1 @@
+"""Measurements on machines with a GPU."""
