@@ -119,6 +119,8 @@ def test_the_wheel_holds_one_package_with_everything_in_it(wheel: Path) -> None:
     assert demo <= inside
     logs = {f"tvm_pivot/{path.relative_to(ROOT)}" for path in files(".jsonl", under=LOGS)}
     assert logs <= inside
+    kernels = {f"tvm_pivot/schedules/{p.name}" for p in (ROOT / "schedules").glob("*.cuh")}
+    assert kernels and kernels <= inside
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
