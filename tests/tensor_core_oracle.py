@@ -16,14 +16,17 @@ EMULATOR = Path(__file__).parent / "gpu_emulator"
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
 
-def emulated(problem, tile, folder):
-    """The kernel as a function of (X, tables, bias, residual, Y, seed), compiled in `folder`."""
+def emulated(problem, tile, folder, edit=lambda text: text):
+    """The kernel as a function of (X, tables, bias, residual, Y, seed), compiled in `folder`.
+
+    `edit` changes its text first.
+    """
     name = kernel_name(problem, tile)
     count = 1 + len(TABLES) + 1
     arguments = ", ".join(f"a[{i}]" for i in range(count + 1))
     shared, threads = tile.shared_bytes(problem.block_rows), tile.threads
     text = f"""#include "emulator.h"
-{kernel_source(problem, tile)}
+{edit(kernel_source(problem, tile))}
 extern "C" int run(void** a, int seed) {{
   static_assert(pivot::Arena<pivot::{name}>::kBytes == {shared});
   return launch({tile.grid}, {tile.cluster}, {threads}, {shared}, seed,

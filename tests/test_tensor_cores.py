@@ -88,7 +88,7 @@ def unfolded(image, window):
     return np.stack(taps, axis=1)
 
 
-def check(problem, tile, folder, seed=0):
+def check(problem, tile, folder, seed=0, **edit):
     """Emulate the kernel on random values and compare with float64."""
     rng = np.random.default_rng(seed)
     weight = sparse(rng, problem)
@@ -113,7 +113,7 @@ def check(problem, tile, folder, seed=0):
     packed = pack_tensor_cores(weight, team, dtype=problem.dtype, offsets=offsets, taps=taps)
     halves = problem.out_dtype != "float32"
     out = np.full(problem.output, 0xFFFF if halves else np.nan, "uint16" if halves else "float32")
-    run = emulated(problem, tile, folder)
+    run = emulated(problem, tile, folder, **edit)
     run(aligned_bits(x, problem.dtype), packed, bias, to_bits(residual, problem.dtype), out, seed)
     got = from_bits(out, problem.dtype) if halves else out
     np.testing.assert_allclose(got, want, rtol=EPSILON[problem.out_dtype], atol=1e-4)
@@ -165,6 +165,18 @@ def test_matrices(problem, choice, tmp_path):
 def test_convolutions(axes, rows, tmp_path):
     problem = conv_problem(40, 8, axes, rows, images=3, epilogue=EVERYTHING)
     check(problem, tile(2, 1, 2, 64, 24, 2, 1, 1, "gather", 1), tmp_path)
+
+
+@needs_compiler
+@pytest.mark.parametrize("line", ["barrier_wait(full, ring.parity);", "await_copies<0>();"])
+def test_a_missing_wait_would_be_found(line, tmp_path):
+    def without(text):
+        assert text.count(line) == 1
+        return text.replace(line, "")
+
+    problem = matrix_problem(64, 96, 200, 16)
+    with pytest.raises(AssertionError):
+        check(problem, tile(1, 1, 2, 64, 32, 2, 1, 1, "bulk", 1), tmp_path, edit=without)
 
 
 PROBLEMS = {
