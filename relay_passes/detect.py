@@ -21,7 +21,7 @@ from ..schedules.lookup import can_look_up
 from ..schedules.problems import Epilogue, PlanesProblem
 from ..targets import PivotTarget
 from ..windows import count_steps
-from .cuda_layers import cuda_cycles
+from .cuda_layers import cuda_cycles, fits_tensor_cores
 from .layers import Layer, Plan, PlannedLayer, find_layers, rows_problem
 from .pivot_layer import SearchTime, pivoted_plans
 
@@ -144,8 +144,11 @@ def candidates(layer: Layer, target: PivotTarget, keep_all: bool) -> Iterator[Pl
 def _cuda_candidates(
     layer: Layer, masks: list[npt.NDArray[np.bool_]], target: PivotTarget, keep_all: bool
 ) -> Iterator[Plan]:
-    """Every block height in both forms, where they fit."""
+    """Every block height in all forms, where they fit."""
     for rows in target.block_rows:
+        if fits_tensor_cores(layer, rows, target):
+            plan = _blocks(masks, rows, "tensor_cores", keep_all)
+            yield replace(plan, cycles=_cycles(layer, plan, target))
         if layer.row_inputs is not None and rows * layer.row_inputs <= MOST_SUMS:
             plan = _blocks(masks, rows, "rows", keep_all)
             yield replace(plan, cycles=_cycles(layer, plan, target))
@@ -171,7 +174,7 @@ def _own_columns(mask: npt.NDArray[np.bool_], target: PivotTarget) -> Iterator[P
 def _blocks(
     masks: list[npt.NDArray[np.bool_]],
     rows: int,
-    form: Literal["planes", "rows", "depthwise"],
+    form: Literal["planes", "rows", "depthwise", "tensor_cores"],
     keep_all: bool,
 ) -> Plan:
     """R x 1 blocks in the rows' own order, or in the gathered one where that has fewer."""

@@ -72,7 +72,8 @@ class Plan:
     """How a layer is to be run.
 
     Attributes:
-        form: ``"planes"`` (vectors over pixels), ``"rows"`` (matrix-vector) or ``"depthwise"``.
+        form: ``"planes"`` (vectors over pixels), ``"rows"`` (matrix-vector), ``"depthwise"`` or
+            ``"tensor_cores"``.
         block_rows: R; in the rows form also the length of the vector.
         own_columns: rows form only: every row of a block has columns of its own.
         keep_all: the dense form: blocks of zeros are kept.
@@ -84,7 +85,7 @@ class Plan:
         natural_entries: packed entries that the same blocks have in the rows' own order.
     """
 
-    form: Literal["planes", "rows", "depthwise"]
+    form: Literal["planes", "rows", "depthwise", "tensor_cores"]
     block_rows: int
     own_columns: bool
     keep_all: bool

@@ -6,20 +6,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import Expr, GlobalVar, IRModule
 
 from ..layout import BlockShape, IntArray, PackedWeight
 from ..pack import join, pack
+from ..pack_tensor_cores import pack_tensor_cores
 from ..schedules.cuda import choose_planes, choose_rows
 from ..schedules.cuda_planes import CudaPlanes, planes_kernel, tap_tables
 from ..schedules.cuda_rows import rows_kernel
+from ..schedules.tensor_cores import tensor_core_kernel, window_columns
 from ..targets import PivotTarget
-from .cuda_layers import cuda_planes
+from .cuda_layers import cuda_planes, tensor_core_problem, tensor_core_tile
 from .epilogues import FusedLayer
 from .graph import Rewriter, constant, dtype_of
 from .layers import Layer, Plan, PlannedLayer, rows_problem
 from .lower_layers import Lowering, Site, lower
+
+OPAQUE = 8  # TVM's number for a function that nothing is fused with
 
 
 def lower_cuda(
@@ -45,11 +49,38 @@ class CudaLowering(Lowering):
         return rw.reshape(self._planes(rw, site, planes, site.residual), site.shape)
 
     def _planes(self, rw: Rewriter, site: Site, planes: Expr, residual: Expr | None) -> Expr:
+        if site.plan.form == "tensor_cores":
+            return self._tensor_cores(rw, site, planes, residual)
         problem = cuda_planes(site.layer, site.plan, site.fused.epilogue, self.target)
         tile, _ = choose_planes(problem, site.plan.entries, self.target)
         packed, more = _pack_planes(site.layer, site.plan, problem, tile.unroll, tile.vector)
         kernel = self._kernel(rw, site, (problem, tile), lambda: planes_kernel(problem, tile))
         return self._call(rw, site, kernel, problem.output, planes, packed, residual, more)
+
+    def _tensor_cores(self, rw: Rewriter, site: Site, planes: Expr, residual: Expr | None) -> Expr:
+        layer, plan = site.layer, site.plan
+        problem = tensor_core_problem(layer, plan, site.fused.epilogue)
+        tile, _ = tensor_core_tile(problem, plan, self.target)
+        if problem.window is None:
+            offsets, taps = np.arange(problem.columns, dtype=np.int32) * problem.pixels, None
+        else:
+            offsets, taps = window_columns(layer.geometry.channels, problem.window)
+        packed = pack_tensor_cores(
+            layer.matrix,
+            tile.team(plan.block_rows),
+            slots=plan.slots[0],
+            offsets=offsets.astype(np.int32),
+            taps=taps,
+            keep_all=plan.keep_all,
+        )
+
+        def make() -> tirx.PrimFunc:
+            # A call of CUDA text looks like an elementwise function to TVM, which would fuse it.
+            return tensor_core_kernel(problem, tile).with_attr("op_pattern", OPAQUE)
+
+        kernel = self._kernel(rw, site, (problem, tile), make)
+        tables = (*packed.tables, packed.slot_bias(site.fused.bias))
+        return self._emit(rw, kernel, problem.output, planes, tables, residual)
 
     def _rows(self, rw: Rewriter, site: Site) -> Expr:
         plan = site.plan
@@ -80,10 +111,22 @@ class CudaLowering(Lowering):
         residual: Expr | None,
         more: tuple[IntArray, ...] = (),
     ) -> Expr:
-        """Call a kernel, with casts around it; the result has shape `out` and is float32."""
+        """Call a kernel of CUDA cores; the result has shape `out` and is float32."""
+        bias, weights = site.fused.bias[packed.rows], packed.data.astype(self.target.precision)
+        tables = (packed.indptr, packed.index, weights, packed.rows, bias, *more)
+        return self._emit(rw, kernel, out, x, tables, residual)
+
+    def _emit(
+        self,
+        rw: Rewriter,
+        kernel: GlobalVar,
+        out: tuple[int, ...],
+        x: Expr,
+        tables: Sequence[np.ndarray],
+        residual: Expr | None,
+    ) -> Expr:
+        """The call itself: input, tables, residual."""
         dtype = self.target.precision
-        bias = site.fused.bias[packed.rows]
-        tables = (packed.indptr, packed.index, packed.data.astype(dtype), packed.rows, bias, *more)
         args = [_cast(rw, x, dtype), *(constant(table) for table in tables)]
         if residual is not None:
             args.append(_cast(rw, rw.reshape(residual, out), dtype))

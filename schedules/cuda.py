@@ -2,7 +2,8 @@
 
 Costs are those of a roofline: multiply-adds, accesses of the load and store units, the level-2
 cache and memory each take their time, and the longest counts; but a GPU that is not full, and a
-warp that waits for one load after the other, take longer. Cycles are those of a multiprocessor.
+warp that waits for one load after the other, take longer. Cycles are those of a multiprocessor,
+without those of starting a kernel, which all of them need.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def tile_cycles(problem: CudaPlanes, tile: CudaTile, entries: float, target: Piv
     memory = _memory_cycles(size * (image + entries * rows) + 4 * entries, gpu.memory_gbs, gpu)
     cache = _memory_cycles(size * entries * total, gpu.l2_gbs, gpu)
     parts = (compute, latency, memory, cache)
-    return max(parts) + EXPOSED * (sum(parts) - max(parts)) + LAUNCH_CYCLES
+    return max(parts) + EXPOSED * (sum(parts) - max(parts))
 
 
 @lru_cache(maxsize=4096)
@@ -119,7 +120,7 @@ def choose_rows(
     products = entries * problem.block_rows * problem.inputs / gpu.fp32_lanes
     compute = products / gpu.multiprocessors / busy
     memory = _memory_cycles(entries * (size * problem.block_rows + 4), gpu.memory_gbs, gpu)
-    return tile, max(compute, memory / busy, steps * LOAD_CYCLES) + LAUNCH_CYCLES
+    return tile, max(compute, memory / busy, steps * LOAD_CYCLES)
 
 
 def fits_rows(problem: RowsProblem) -> bool:

@@ -24,7 +24,8 @@ from tvm_pivot.cuda_compiler import KernelResources
 from tvm_pivot.errors import UnsupportedTargetError
 
 FOLDER = Path(__file__).parent / "cuda_emulator"
-_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(')
+_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(')
+_DYNAMIC = re.compile(r"extern __shared__ (?:\w+\(\d+\) )*(\w+) (\w+)\[\];")
 _INCLUDE = re.compile(r"^\s*#include <cuda[\w/.]*>", re.MULTILINE)
 
 
@@ -100,10 +101,10 @@ def fatbin_entries(image: bytes) -> list[tuple[str, int]]:
 def compile_for_cpu(text: str, arch: str) -> bytes:
     """A module's image: the path of a library with its kernels."""
     names = sorted(set(_KERNEL.findall(text)))
-    body = _INCLUDE.sub("", text).replace("extern __shared__", "extern")
+    body = _DYNAMIC.sub(r"\1* \2 = reinterpret_cast<\1*>(buf_dyn_shmem);", text)
+    body = _INCLUDE.sub("", body)
     body = re.sub(r"\balignas\((\d+)\)", r"__attribute__((aligned(\1)))", body)
-    body = re.sub(r"^extern .*buf_dyn_shmem\[\];", "", body, flags=re.MULTILINE)
-    lines = ['#include "device.h"', body, "namespace emulated {"]
+    lines = ['#include "device.h"', '#include "tensor_cores.h"', body, "namespace emulated {"]
     lines += [
         "template <class F> struct Sizes;",
         "template <class... A> struct Sizes<void(A...)> "
@@ -114,7 +115,7 @@ def compile_for_cpu(text: str, arch: str) -> bytes:
     for name in names:
         start = text.rindex(f" {name}(")
         end = text.find("\n}\n", start)
-        waits = re.search(r"__sync|__shfl", text[start:end]) is not None
+        waits = re.search(r"__sync|__shfl|tensor_core_", text[start:end]) is not None
         lines.append(
             f"static void run_{name}(void** a, const unsigned* s) "
             f"{{ emulated::Launch<{name}>::grid(a, s, {str(waits).lower()}); }}\n"
