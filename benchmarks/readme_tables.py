@@ -17,6 +17,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY))
 
+from benchmarks.arm_cost import results as arm_cost
 from tvm_pivot.bench.results import Comparison, Result
 from tvm_pivot.bench.runtimes import ADAPTERS
 
@@ -103,7 +104,9 @@ def render(text: str) -> str:
     text = replace_table(text, "layers", layers_table(layers))
     for threads in sorted({r.threads for r in networks.results}):
         text = replace_table(text, f"networks {threads}", networks_table(networks, threads))
-    return text
+    arm = arm_cost.Results.read(arm_cost.RESULTS)
+    text = replace_table(text, "arm networks", markdown(*arm_cost.networks_table(arm.networks)))
+    return replace_table(text, "arm kernels", markdown(*arm_cost.kernels_table(arm.kernels)))
 
 
 def _zeros(variant: str) -> str:

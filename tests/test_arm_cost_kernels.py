@@ -117,7 +117,7 @@ def test_a_runtime_that_cannot_convert_says_so(network: ModelInput) -> None:
 
 def test_what_was_not_set_up_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(ArmCostError, match="arm_cost setup"):
-        require(tmp_path)
+        require(tmp_path / "nothing")
 
 
 def test_runtimes_see_the_core_that_is_emulated() -> None:

@@ -53,7 +53,8 @@ def block_costs(profile: Mapping[Block, Count], core: Core) -> dict[Block, Cost]
     """The cost of each block, of all its runs."""
     executed = {block: count.runs * len(block) for block, count in profile.items()}
     total = sum(executed.values())
-    modelled, reached = [], 0.0
+    modelled: list[Block] = []
+    reached = 0.0
     for block in sorted(executed, key=executed.__getitem__, reverse=True):
         if reached >= _MODELLED * total and len(modelled) >= _LEAST:
             break
