@@ -43,30 +43,25 @@ def chosen(tasks: Sequence[LayerTask], count: int) -> list[LayerTask]:
     return sorted(tasks, key=lambda task: -task.plan.cycles * len(task.names))[:count]
 
 
-def curves(task: LayerTask, trials: int, seed: int) -> dict[str, list[float]]:
+def curves(
+    task: LayerTask, trials: int, seed: int, workshop: Workshop, machine: LocalMachine
+) -> dict[str, list[float]]:
     """The best time so far of both searches, for as many trials each, in seconds."""
     found: dict[str, list[float]] = {}
     measured: dict[Choice, float] = {}
-    machine = LocalMachine(task.target)
-    try:
-        for how in (LEARNED, RANDOM):
-            job, order = Job(task), list[Choice]()
+    for how in (LEARNED, RANDOM):
+        job, order = Job(task), list[Choice]()
 
-            def note(
-                job: Job, choice: Choice, _: Sequence[float], order: list[Choice] = order
-            ) -> None:
-                order.append(choice)
-                job.times[choice] = measured.setdefault(choice, job.times[choice])
+        def note(job: Job, choice: Choice, _: Sequence[float], order: list[Choice] = order) -> None:
+            order.append(choice)
+            job.times[choice] = measured.setdefault(choice, job.times[choice])
 
-            with Workshop({job.name: task}, workers()) as workshop:
-                builder, runner = CandidateBuilder(workshop), LocalRunner(machine)
-                search = Search([job], builder, runner, note, learn=how == LEARNED)
-                search.measure(job, [task.rule])
-                # Some candidates fail, and some are met again.
-                explore(search, [], trials + trials // 4, seed)
-            found[how] = best_so_far([measured[choice] for choice in order][:trials])
-    finally:
-        machine.close()
+        builder, runner = CandidateBuilder(workshop), LocalRunner(machine)
+        search = Search([job], builder, runner, note, learn=how == LEARNED)
+        search.measure(job, [task.rule])
+        # Some candidates fail, and some are met again.
+        explore(search, [], trials + trials // 4, seed)
+        found[how] = best_so_far([measured[choice] for choice in order][:trials])
     return found
 
 
@@ -120,14 +115,18 @@ def main() -> None:
     for model in options.models:
         network, _, variant = model.partition(":")
         found = model_tasks(str(zoo.load(network, variant)), resolve("x86"))
-        for task in chosen(found, options.tasks):
-            both = curves(task, options.trials, options.seed)
-            entry = {"model": model, "layer": task.names[0], "curves": both}
-            tasks.append({**entry, "better": verdict(entry)})
-            Console(stderr=True).print(f"{model} {task.names[0]}: {tasks[-1]['better']}")
-            if options.json:
-                content = {"trials": options.trials, "seed": options.seed, "tasks": tasks}
-                options.json.write_text(json.dumps(content, indent=1) + "\n")
+        some = chosen(found, options.tasks)
+        machine = LocalMachine(resolve("x86"))
+        with Workshop({Job(task).name: task for task in some}, workers()) as workshop:
+            for task in some:
+                both = curves(task, options.trials, options.seed, workshop, machine)
+                entry = {"model": model, "layer": task.names[0], "curves": both}
+                tasks.append({**entry, "better": verdict(entry)})
+                Console(stderr=True).print(f"{model} {task.names[0]}: {tasks[-1]['better']}")
+                if options.json:
+                    content = {"trials": options.trials, "seed": options.seed, "tasks": tasks}
+                    options.json.write_text(json.dumps(content, indent=1) + "\n")
+        machine.close()
     if options.svg:
         picture(tasks, options.svg)
     table = Table("model", "layer", "rule us", "xgboost us", "random us", "better")

@@ -20,6 +20,7 @@ from tvm_pivot.schedules.choices import Choice, nearest
 from tvm_pivot.schedules.problems import Epilogue, PlanesTile, RowsTile
 from tvm_pivot.targets import PRESETS
 from tvm_pivot.tuning import features
+from tvm_pivot.tuning.artifacts import arguments_of, contents_of
 from tvm_pivot.tuning.space import (
     MakePossible,
     MutateDecision,
@@ -28,7 +29,7 @@ from tvm_pivot.tuning.space import (
     choice_of,
     task_module,
 )
-from tvm_pivot.tuning.trials import arguments_of, build_candidate, contents_of
+from tvm_pivot.tuning.trials import build_candidate
 
 EPS = float(np.finfo(np.float32).eps)
 PLANES = Choice("planes", 8, PlanesTile(8, 3, 1, 1, False))

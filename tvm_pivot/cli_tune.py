@@ -93,7 +93,7 @@ def _runner(tracker: str | None, key: str) -> Any:
         return "local"
     from .tuning.rpc_runner import rpc
 
-    return rpc(tracker, key, allocate="tvm_pivot.tuning.trials:contents_of")
+    return rpc(tracker, key, allocate="tvm_pivot.tuning.artifacts:contents_of")
 
 
 def _export(log: Path, path: Path) -> int:

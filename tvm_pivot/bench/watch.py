@@ -107,9 +107,13 @@ class Watch:
 
     def seconds(self, runs: int) -> list[float]:
         """Median seconds of each of `calls` over the last `runs` runs."""
-        found = [median(times) for times in zip(*self._times[-runs:], strict=True)]
+        found = [median(times) for times in self.times(runs)]
         cost = min((s for s, c in zip(found, self.calls, strict=True) if c.builtin), default=0.0)
         return [max(s - cost, 0.0) for s in found]
+
+    def times(self, runs: int) -> list[tuple[float, ...]]:
+        """Seconds of each of `calls` in each of the last `runs` runs."""
+        return list(zip(*self._times[-runs:], strict=True))
 
     def _observe(self, machine: Any) -> list[_Event]:
         """Every beginning and end of a call in one run."""

@@ -20,6 +20,7 @@ from tvm.support.popen_pool import PopenPoolExecutor
 from ..schedules.choices import Choice
 from ..targets import PivotTarget
 from . import trials
+from .artifacts import arguments_of
 from .space import TASK, choice_of
 from .tasks import LayerTask
 
@@ -188,7 +189,7 @@ class WithArguments(PyRunner):  # type: ignore[misc]
         told = []
         for item in runner_inputs:
             path = str(item.artifact_path)
-            infos = [TensorInfo(dtype, shape) for dtype, shape in trials.arguments_of(path)]
+            infos = [TensorInfo(dtype, shape) for dtype, shape in arguments_of(path)]
             told.append(RunnerInput(path, item.device_type, infos))
         return list(self.inner.run(told))
 

@@ -53,7 +53,7 @@ def winner(records: Sequence[TuningRecord]) -> TuningRecord | None:
     """
     final = [record for record in records if record.decisions.get("stage") == FINAL]
     if final:
-        return max(final, key=lambda record: record.date)
+        return max(reversed(final), key=lambda record: record.date)  # the last one of a second
     rule = [record.cost for record in records if record.decisions.get("stage") == RULE]
     best = min(records, key=lambda record: record.cost, default=None)
     if best is None or not rule or best.cost >= _UNCONFIRMED * min(rule):

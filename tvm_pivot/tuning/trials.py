@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tvm
 from tvm import tirx
 
 from ..relay_passes.layer_kernels import LayerKernel
 from ..schedules.choices import Choice
 from ..schedules.pack_planes import pack_planes, packed_first
-from .rpc_worker import Argument
+from .artifacts import arguments_of, contents_of
 from .tasks import LayerTask
 
 # In a network, the weights of a layer were last read one run ago: they come from beyond level 2.
@@ -72,19 +71,6 @@ def _table_of(param: str, waiting: list[str]) -> str | None:
     if param in ("X", "P", "Y", "residual"):
         return None
     return waiting.pop(0)
-
-
-def arguments_of(artifact: str | Path) -> list[Argument]:
-    """Dtype and shape of each argument of a candidate."""
-    stored = json.loads(Path(artifact).with_suffix(".json").read_text())
-    return [(dtype, tuple(shape)) for dtype, shape, _ in stored]
-
-
-def contents_of(artifact: Path, arguments: Sequence[Argument]) -> list[npt.NDArray[Any] | None]:
-    """The tables of a candidate; None for its other arguments. For `rpc(allocate=...)`."""
-    stored = json.loads(artifact.with_suffix(".json").read_text())
-    with np.load(artifact.with_suffix(".npz"), allow_pickle=False) as tables:
-        return [None if name is None else tables[name] for _, _, name in stored]
 
 
 class _Loaded:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, log
 from os import PathLike
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..importer import import_model
 from ..relay_passes import PHASES, PIVOT_SECONDS, Compilation
 from ..schedules.choices import Choice
 from ..targets import PivotTarget, resolve
+from .confirm import in_network
 from .explore import explore
 from .log_files import append, read
 from .machine import CandidateBuilder, LocalMachine, LocalRunner, WithArguments, Workshop, workers
@@ -30,6 +31,8 @@ TRIALS_PER_TASK = 32
 # How many candidates are measured once more at the end, and what one must gain to replace the rule.
 FINALISTS, LEAST_GAIN = 3, 0.97
 _FINAL_ROUNDS = 4
+# The same in the network, for the layers of a task together.
+LEAST_GAIN_THERE = 0.99
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ class TunedTask:
         layers: the layers that it stands for.
         kernel: the kernel's form.
         trials: candidates measured.
-        rule_seconds: one run of the kernel that the target's rule makes.
-        seconds: one run of the kernel that was found; the rule's where none was faster.
+        rule_seconds: one run of the kernel that the target's rule makes, by itself.
+        seconds: the same times what the kernel that was found gains, in the network where that
+            was measured; the rule's where none was faster.
         decisions: how that is made.
     """
 
@@ -134,7 +138,7 @@ def tune(
         trials: candidates to measure, of all layers together; default: 32 per task.
         minutes: when to stop.
         runner: ``"local"`` for this machine, or what `rpc` returns, told
-            ``allocate="tvm_pivot.tuning.trials:contents_of"``.
+            ``allocate="tvm_pivot.tuning.artifacts:contents_of"``.
         example_inputs, params, shapes, pivot_seconds: as for `build`.
         seed: of the search. Times steer it too, so it does not repeat exactly.
         progress: is told how it goes on.
@@ -185,6 +189,10 @@ def tune(
         tell.phase("measuring the best once more")
         search.until = None
         found = [_finish(search, job, path) for job in jobs if job.times]
+    if machine is not None:
+        tell.phase("comparing networks")
+        times = in_network(model, described, path, pivot_seconds=pivot_seconds, **more)
+        found = [_confirmed(task, jobs, times, path) for task in found]
     return TuneReport(tuple(found), time.monotonic() - began, stopped, path)
 
 
@@ -223,6 +231,24 @@ def _finish(search: Search, job: Job, path: Path) -> TunedTask:
     after = costs.get(best, before)
     task = job.task
     return TunedTask(task.names, task.key.kernel, trials, before, after, best.decisions())
+
+
+def _confirmed(
+    task: TunedTask,
+    jobs: Sequence[Job],
+    times: tuple[Mapping[str, float], Mapping[str, float]],
+    path: Path,
+) -> TunedTask:
+    """The task as it is in its network; where the rule's kernel is as fast there, it is kept."""
+    (job,) = (job for job in jobs if job.task.names == task.layers)
+    rule, tuned = (sum(some.get(name, 0.0) for name in task.layers) for some in times)
+    before = task.rule_seconds
+    if task.decisions == job.task.rule.decisions() or not rule or not tuned:
+        return task
+    if tuned <= LEAST_GAIN_THERE * rule:
+        return replace(task, seconds=before * tuned / rule)
+    append(path, [_record(job, job.task.rule, [before], FINAL)])
+    return replace(task, seconds=before, decisions=job.task.rule.decisions())
 
 
 @contextlib.contextmanager

@@ -1,0 +1,31 @@
+"""The arithmetic of the scripts that measure tuning."""
+
+import pytest
+from tuned_layers import conv_layer, dense_layer, task_of
+
+from benchmarks.tuning_curves import LEARNED, RANDOM, best_so_far, chosen, verdict
+from benchmarks.tuning_gain import mean_gain
+
+
+def test_the_best_time_so_far_never_rises() -> None:
+    assert best_so_far([3.0, 4.0, 2.0, 5.0, 1.0]) == [3.0, 3.0, 2.0, 2.0, 1.0]
+    assert best_so_far([]) == []
+
+
+@pytest.mark.parametrize(
+    ("learned", "random", "expected"),
+    [(1.0, 2.0, LEARNED), (2.0, 1.0, RANDOM), (1.0, 1.005, "same"), (1.005, 1.0, "same")],
+)
+def test_times_that_are_nearly_equal_are_the_same(learned, random, expected) -> None:
+    assert verdict({"curves": {LEARNED: [9.0, learned], RANDOM: [9.0, random]}}) == expected
+
+
+def test_the_slowest_tasks_are_chosen() -> None:
+    large, small = task_of(conv_layer(size=14)), task_of(dense_layer())
+    assert chosen([small, large], 1) == [large]
+    assert chosen([small, large], 5) == [large, small]
+
+
+def test_every_layer_counts_in_the_mean() -> None:
+    layers = [{"gain": 4.0, "layers": 1}, {"gain": 1.0, "layers": 3}]
+    assert mean_gain(layers) == pytest.approx(4.0**0.25)
