@@ -19,8 +19,9 @@ from .problems import Bands, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 TILE_CYCLES, STORE_CYCLES, REST_CYCLES = 30.0, 3.5, 2.5
 # Vector loads per cycle beside the multiply-adds, and what an entry's index and addresses take.
 LOADS_PER_CYCLE, ENTRY_CYCLES = 2.0, 0.1
-# What an in-order core waits for an entry's address and operands.
-WAIT_CYCLES = 24.0
+# What an in-order core waits for an entry's address and operands; and how much longer than others
+# it takes for what surrounds the sums, where each instruction depends on the one before.
+WAIT_CYCLES, IN_ORDER_SLOWER = 24.0, 2.5
 # A vector that is copied: into a panel, or from a strip to its place.
 COPY_CYCLES = 2.5
 # Bytes per cycle from beyond level 2.
@@ -60,6 +61,8 @@ def planes_cycles(
     groups = problem.batch * -(-total // span)
     around = tile.k_tiles * TILE_CYCLES + STORE_CYCLES * accumulators
     around += (tile.k_tiles - 1) * REST_CYCLES * accumulators
+    if target.in_order:
+        around *= IN_ORDER_SLOWER
     step = _step_cycles(problem, tile, target)
     cycles = groups * tile.tiles * (entries * step + problem.row_blocks * around)
     if tile.panel:
