@@ -6,11 +6,8 @@ Nothing here depends on what was measured: whatever wins, the network computes t
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,23 +91,30 @@ def test_tuning_again_goes_on_with_the_log(tuned: tuple[Path, Path, dict[str, An
     assert len(report.tasks) == 2 and "trials in" in str(report)
 
 
-def test_ctrl_c_ends_a_search_with_what_is_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Interrupts(tuner.Progress):
-        def measured(self, task: int, seconds: float, best: float) -> None:
+INTERRUPTED = """
+import os, signal, sys
+import tvm_pivot
+from tvm_pivot.tuning import tuner
+
+class Interrupts(tuner.Progress):
+    sent = False
+
+    def measured(self, task, seconds, best):
+        if not self.sent:
+            self.sent = True
             os.kill(os.getpid(), signal.SIGINT)
 
-    assert threading.current_thread() is threading.main_thread()
-    monkeypatch.setattr(tuner, "_FINAL_ROUNDS", 1)
-    before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_IGN)  # for a second one
+tuner._FINAL_ROUNDS = 1
+report = tvm_pivot.tune(sys.argv[1], log=sys.argv[2], progress=Interrupts())
+print(report.stopped, len(report.tasks))
+"""
+
+
+def test_ctrl_c_ends_a_search_with_what_is_known(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    report = tvm_pivot.tune(network(tmp_path / "small.onnx"), log=log, progress=Interrupts())
-    monkeypatch.undo()
-    signal.signal(signal.SIGINT, before)
-    assert report.stopped == "Ctrl-C"
-    assert len(report.tasks) == 1
+    command = [sys.executable, "-c", INTERRUPTED, network(tmp_path / "small.onnx"), log]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["Ctrl-C", "1"], done.stderr
     assert [r.decisions["stage"] for r in read(log).records].count("final") == 1
 
 

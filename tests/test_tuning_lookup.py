@@ -175,6 +175,11 @@ def test_a_search_can_start_from_the_database() -> None:
 
 def test_the_keys_of_presets_differ_where_code_differs() -> None:
     keys = {TargetKey.of(target) for target in PRESETS.values()}
-    machines = {json.dumps([t.tvm, t.lanes, t.cores], sort_keys=True) for t in PRESETS.values()}
+    # Systems load the same code: the triple makes no other kernel.
+    facts = [
+        ({k: v for k, v in t.tvm.items() if k != "mtriple"}, t.lanes, t.cores)
+        for t in PRESETS.values()
+    ]
+    machines = {json.dumps(fact, sort_keys=True) for fact in facts}
     assert len(keys) == len(machines)
     assert task().problem == PROBLEM

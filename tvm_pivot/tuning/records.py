@@ -35,7 +35,7 @@ class TargetKey:
     Attributes:
         name: what the user called it; not compared.
         family: the schedule family, e.g. ``"x86"``.
-        mcpu: LLVM's name of the CPU.
+        mcpu: LLVM's name of the CPU; of a GPU, its compute capability.
         features: what is switched on or off beside it, as in ``"+avx512bf16"``.
         lanes: fp32 elements in one vector register.
         cores: cores that the candidate ran on.
@@ -57,7 +57,7 @@ class TargetKey:
     def of(cls, target: PivotTarget) -> TargetKey:
         """The key of a target to compile for."""
         spec = target.tvm
-        mcpu, features = str(spec.get("mcpu", spec.get("tag", ""))), spec.get("mattr", ())
+        mcpu, features = str(spec.get("mcpu", spec.get("arch", ""))), spec.get("mattr", ())
         return cls(target.name, target.family, mcpu, tuple(features), target.lanes, target.cores)
 
 
