@@ -22,6 +22,9 @@ OTHER_REGISTERS, MOST_REGISTERS = 60, 168
 # By block rows. With 8 a step has twice the operands per sum: fewer sums fit beside them.
 MOST_SUMS = {8: 64, 16: 128, 32: 128}
 REGISTERS = 65536
+# In clusters, eight warps of 32 rows by 128 pixels spill three registers on matrices of fewer row
+# blocks, whose sizes the compiler folds in another way.
+TALL = 128
 MOST_PIXELS, MOST_SLOTS = 256, 16
 # Thread blocks keep this much shared memory back.
 RESERVED_SHARED = 1024
@@ -202,6 +205,8 @@ def _warps(problem: TensorCoreProblem) -> Iterator[tuple[int, int, int, int]]:
     for warp_rows, warp_columns in ((8, 1), (4, 2), (2, 4), (1, 8), (4, 1), (2, 2), (1, 4)):
         for blocks, warp_pixels in product((1, 2, 4, 8), (32, 64, 128)):
             sums = blocks * r * warp_pixels // WARP
+            if (r, warp_rows, warp_pixels) == (32, 8, 128) and problem.row_blocks < TALL:
+                continue
             if sums <= MOST_SUMS[r] and warp_columns * warp_pixels <= MOST_PIXELS:
                 yield warp_rows, warp_columns, blocks, warp_pixels
 
