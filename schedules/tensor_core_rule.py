@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
-from typing import Protocol
 
 from ..pack_tensor_cores import STEP
+from ..targets import Gpu
 from .tensor_cores import WARP, Loader, TensorCoreProblem, TensorCoreTile
 
 # Registers of a thread: what a warp needs beside its sums, and the most there are for up to 12
@@ -40,26 +40,7 @@ LAUNCH_SECONDS = 3e-6
 BULK_COPY_CLOCKS = 8
 
 
-class GpuFacts(Protocol):
-    """What a data sheet says: see `targets.Gpu`."""
-
-    @property
-    def arch(self) -> str: ...
-    @property
-    def multiprocessors(self) -> int: ...
-    @property
-    def clock_ghz(self) -> float: ...
-    @property
-    def tensor_fma(self) -> int: ...
-    @property
-    def memory_gbs(self) -> float: ...
-    @property
-    def l2_gbs(self) -> float: ...
-    @property
-    def shared_bytes(self) -> int: ...
-
-
-def compute_capability(gpu: GpuFacts) -> int:
+def compute_capability(gpu: Gpu) -> int:
     """E.g. 80 for ``"sm_80"``, 90 for ``"sm_90a"``."""
     found = re.fullmatch(r"sm_(\d+)[af]?", gpu.arch)
     if found is None:
@@ -125,7 +106,7 @@ def _tiles(problem: TensorCoreProblem, tile: TensorCoreTile) -> tuple[int, int]:
 
 
 def roofline(
-    problem: TensorCoreProblem, tile: TensorCoreTile, density: float, gpu: GpuFacts
+    problem: TensorCoreProblem, tile: TensorCoreTile, density: float, gpu: Gpu
 ) -> Roofline:
     """The roofline of `tile` for a weight that keeps `density` of its blocks."""
     runs, crews = _tiles(problem, tile)
@@ -171,14 +152,14 @@ def roofline(
     )
 
 
-def _rounds(tiles: int, resident: int, tile: TensorCoreTile, gpu: GpuFacts) -> float:
+def _rounds(tiles: int, resident: int, tile: TensorCoreTile, gpu: Gpu) -> float:
     """Time of all rounds over that of tiles spread evenly over the multiprocessors."""
     per_processor = max(1.0, tile.grid / gpu.multiprocessors)
     rounds = -(-tiles // resident)
     return rounds * per_processor * gpu.multiprocessors / (tiles * tile.cluster)
 
 
-def _grid(problem: TensorCoreProblem, tile: TensorCoreTile, gpu: GpuFacts) -> int:
+def _grid(problem: TensorCoreProblem, tile: TensorCoreTile, gpu: Gpu) -> int:
     """Thread blocks: as many as there are tiles, or as the GPU holds at once."""
     runs, crews = _tiles(problem, tile)
     sums = tile.blocks * problem.block_rows * tile.warp_pixels // WARP
@@ -193,7 +174,7 @@ def _grid(problem: TensorCoreProblem, tile: TensorCoreTile, gpu: GpuFacts) -> in
     return min(runs * crews, max(1, held)) * tile.cluster
 
 
-def _loaders(problem: TensorCoreProblem, gpu: GpuFacts) -> tuple[Loader, ...]:
+def _loaders(problem: TensorCoreProblem, gpu: Gpu) -> tuple[Loader, ...]:
     if not problem.aligned:
         return ("gather",)
     return ("bulk", "async") if compute_capability(gpu) >= 90 else ("async",)
@@ -211,7 +192,7 @@ def _warps(problem: TensorCoreProblem) -> Iterator[tuple[int, int, int, int]]:
                 yield warp_rows, warp_columns, blocks, warp_pixels
 
 
-def _shapes(problem: TensorCoreProblem, gpu: GpuFacts) -> Iterator[TensorCoreTile]:
+def _shapes(problem: TensorCoreProblem, gpu: Gpu) -> Iterator[TensorCoreTile]:
     """Every tile that fits; its grid is still to be set."""
     r = problem.block_rows
     # Copied weights double as room for 32 staged sums of each row.
@@ -231,7 +212,7 @@ def _shapes(problem: TensorCoreProblem, gpu: GpuFacts) -> Iterator[TensorCoreTil
 
 
 def candidates(
-    problem: TensorCoreProblem, density: float, gpu: GpuFacts
+    problem: TensorCoreProblem, density: float, gpu: Gpu
 ) -> Iterator[tuple[TensorCoreTile, Roofline]]:
     """Every tile that fits, with its roofline; see `choose_tensor_core_tile`."""
     if compute_capability(gpu) < 80 or problem.block_rows not in MOST_SUMS:
@@ -242,7 +223,7 @@ def candidates(
 
 
 def choose_tensor_core_tile(
-    problem: TensorCoreProblem, density: float, gpu: GpuFacts
+    problem: TensorCoreProblem, density: float, gpu: Gpu
 ) -> tuple[TensorCoreTile, Roofline] | None:
     """The tile with the shortest predicted time, and its roofline, for a weight that keeps
     `density` of its blocks; None if the GPU has no instructions for the kernel (before sm_80).

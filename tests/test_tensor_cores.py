@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from tvm_pivot.schedules.tensor_cores import (
     tensor_core_kernel,
     window_columns,
 )
+from tvm_pivot.targets import PRESETS
 
 RELU, EVERYTHING = Epilogue(low=0.0), Epilogue(residual=True, low=-0.5, high=1.5)
 PLAIN = Epilogue()
@@ -33,22 +34,7 @@ PLAIN = Epilogue()
 EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-20}
 
 
-@dataclass(frozen=True)
-class Chip:
-    """A GPU as its data sheet has it."""
-
-    arch: str
-    multiprocessors: int
-    clock_ghz: float
-    tensor_fma: int
-    memory_gbs: float
-    l2_gbs: float
-    shared_bytes: int
-
-
-A100 = Chip("sm_80", 108, 1.41, 1024, 1555.0, 4500.0, 164 << 10)
-ADA = Chip("sm_89", 128, 2.5, 256, 1008.0, 5000.0, 100 << 10)
-H100 = Chip("sm_90", 132, 1.7, 2048, 3350.0, 5500.0, 228 << 10)
+A100, ADA, H100 = (PRESETS[name].gpu for name in ("a100", "rtx-4090", "h100"))
 
 
 def matrix_problem(n, k, m, rows, images=1, dtype="float16", out=None, epilogue=RELU, **more):

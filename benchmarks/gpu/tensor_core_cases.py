@@ -31,28 +31,13 @@ from tvm_pivot.schedules.tensor_cores import (
     entry_source,
     kernel_name,
 )
+from tvm_pivot.targets import PRESETS, Gpu
 
 PIXELS = 4096
 DLMC_SHAPES = ((512, 512), (2048, 512), (512, 2048))
 
 
-@dataclass(frozen=True)
-class Chip:
-    """A GPU as its data sheet has it; see `GpuFacts`."""
-
-    arch: str
-    multiprocessors: int
-    clock_ghz: float
-    tensor_fma: int
-    memory_gbs: float
-    l2_gbs: float
-    shared_bytes: int
-
-
-CHIPS = {
-    "sm_80": Chip("sm_80", 108, 1.41, 1024, 1555.0, 4500.0, 164 << 10),
-    "sm_90": Chip("sm_90", 132, 1.7, 2048, 3350.0, 5500.0, 228 << 10),
-}
+CHIPS = {gpu.arch: gpu for name in ("a100", "h100") if (gpu := PRESETS[name].gpu) is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +141,7 @@ def build(case: Case, out: Path, number: int, arch: str) -> dict[str, object]:
 
 
 def _best_of_each_kind(
-    problem: TensorCoreProblem, density: float, chip: Chip
+    problem: TensorCoreProblem, density: float, chip: Gpu
 ) -> list[tuple[TensorCoreTile, Roofline]]:
     best: dict[object, tuple[TensorCoreTile, Roofline]] = {}
     for tile, cost in candidates(problem, density, chip):
