@@ -16,7 +16,7 @@ from ..schedules.bands import in_bands
 from ..schedules.block_sparse import planes_kernel, rows_kernel
 from ..schedules.block_sparse_moves import schedule_planes, schedule_rows
 from ..schedules.choices import HOPELESS, WORST, Choice, planes_choices, rows_choices
-from ..schedules.cost import planes_cycles, rows_cycles
+from ..schedules.cost import rows_cycles
 from ..schedules.problems import Epilogue, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from ..targets import PivotTarget
 from ..windows import pack_windows
@@ -121,7 +121,7 @@ def layer_kernel(
     assert isinstance(tile, PlanesTile)
     if choice.band_rows:
         return _banded(layer, plan, problem, tile, choice.band_rows, target)
-    cycles = planes_cycles(problem, tile, plan.entries, target)
+    cycles = tile_rule(target).planes_cycles(problem, tile, plan.entries, target)
     tile = x86.share_planes(problem, tile, cycles, target)
     packed, more = pack_planes_layer(layer, plan, problem, tile)
     return LayerKernel(
@@ -143,7 +143,8 @@ def _banded(
 ) -> LayerKernel:
     """A convolution that lays its planes out itself, some output rows at a time."""
     g, band = layer.geometry, problem.band(rows)
-    cycles = planes_cycles(band, tile, plan.entries, replace(target, cores=1))
+    one = replace(target, cores=1)
+    cycles = tile_rule(target).planes_cycles(band, tile, plan.entries, one)
     bands = x86.share_bands(rows, x86.bands_cycles(problem, rows, cycles, target), target)
     packed, more = pack_planes_layer(replace(layer, geometry=g.band(rows)), plan, band, tile)
 

@@ -43,6 +43,11 @@ class TileRule(Protocol):
     ) -> tuple[RowsTile, float]:
         """The same for the rows form."""
 
+    def planes_cycles(
+        self, problem: PlanesProblem, tile: PlanesTile, entries: int, target: PivotTarget
+    ) -> float:
+        """Predicted cycles of a tile on one core."""
+
 
 # Families without schedules of their own are ranked, for `inspect`, as x86 would be.
 _TILE_RULES: dict[str, TileRule] = {"x86": x86, "arm": arm}

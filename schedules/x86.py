@@ -8,7 +8,8 @@ from functools import lru_cache
 
 from ..planes import SLACK
 from ..targets import PivotTarget
-from .cost import PACK_CYCLES, planes_cycles, rows_cycles
+from .cost import PACK_CYCLES, rows_cycles
+from .cost import planes_cycles as planes_cycles
 from .problems import Bands, Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 Cycles = Callable[[PlanesProblem, PlanesTile, int, PivotTarget], float]

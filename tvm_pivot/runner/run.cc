@@ -132,7 +132,7 @@ void Save(const std::string& path, const ffi::Tensor& tensor) {
 }
 
 struct Options {
-  std::string library, prefix = "output";
+  std::string path, prefix = "output";
   int repeat = 0;
   std::vector<std::string> inputs;
 };
@@ -146,17 +146,17 @@ Options Parse(const std::vector<std::string>& words) {
       options.prefix = words[++i];
     } else if (words[i] == "--repeat") {
       options.repeat = std::stoi(words[++i]);
-    } else if (options.library.empty()) {
-      options.library = words[i];
+    } else if (options.path.empty()) {
+      options.path = words[i];
     } else {
       options.inputs.push_back(words[i]);
     }
   }
-  if (options.library.empty()) {
+  if (options.path.empty()) {
     throw std::runtime_error("usage: run lib.so [--out PREFIX] [--repeat N] input0.npy ...");
   }
   // The system's loader would look for a bare name in its own folders.
-  if (options.library.find('/') == std::string::npos) options.library = "./" + options.library;
+  if (options.path.find('/') == std::string::npos) options.path = "./" + options.path;
   return options;
 }
 
@@ -176,7 +176,7 @@ void Time(const ffi::Function& main, const std::vector<ffi::AnyView>& arguments,
 int Run(const Options& options) {
   std::vector<ffi::Tensor> inputs;
   for (const std::string& path : options.inputs) inputs.push_back(Load(path));
-  ffi::Module library = ffi::Module::LoadFromFile(options.library);
+  ffi::Module library = ffi::Module::LoadFromFile(options.path);
   ffi::Module machine = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
   machine->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, kPooledAllocator);
   const ffi::Function main = machine->GetFunction("main").value();
