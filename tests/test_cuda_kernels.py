@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import tvm
 from cuda_emulation import emulated_gpu, nvcc
 
+from benchmarks.gpu import rooflines
 from tvm_pivot import cuda_compiler
 from tvm_pivot.cuda_compiler import KernelResources
 from tvm_pivot.layout import BlockShape
@@ -244,3 +246,8 @@ def test_kernels_do_not_spill(nvcc: list[KernelResources]) -> None:
     assert [r for r in nvcc if r.spill_bytes or r.stack_bytes] == []
     assert max(r.registers for r in nvcc) <= 168
     assert max(r.shared_bytes for r in nvcc) <= SHARED_BYTES
+
+
+def test_the_page_shows_the_rooflines_of_today() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "cuda.md").read_text()
+    assert "\n".join(rooflines.table(PRESETS["h100"])) in page
