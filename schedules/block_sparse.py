@@ -31,6 +31,7 @@ from tvm import te, tirx
 from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 OUTPUT = "Y"
+STRIP = "strip"
 Index = Sequence[Any]
 
 
@@ -256,7 +257,7 @@ def _squeezed(
     strip = te.compute(
         (*walk.domain, r_, tile.tiles * w_),
         lambda n, g, h, s, b, r, q: acc[n, g, h, s, b, q // w_, r, q % w_],
-        name="strip",
+        name=STRIP,
     )
     lanes = min(tile.lanes, 1 << (problem.width.bit_length() - 1))
     pieces = -(-problem.width // lanes)

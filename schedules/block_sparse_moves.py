@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.ir import TensorLoad, TensorRegion
 from tvm.s_tir import SBlockRealize, Schedule
 
-from .block_sparse import OUTPUT, Kernel
+from .block_sparse import OUTPUT, STRIP, Kernel
 from .carried_sums import K_TILES, carry_sums
 from .held_operands import hold_operands
 from .lookup import look_up
@@ -95,7 +95,7 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
     else:
         *walked, _, _, _, vector = loops
         outer = _row_blocks(sch, walked, tile)
-        strip = sch.get_sblock("strip")
+        strip = sch.get_sblock(STRIP)
         sch.compute_at(strip, outer, preserve_unit_loops=True)
         row, q = sch.get_loops(strip)[-2:]
         t, vectors, lane = sch.split(q, [tile.tiles, tile.vectors, tile.lanes])
@@ -136,6 +136,7 @@ def finish(func: tirx.PrimFunc, kernel: Kernel, tile: PlanesTile | None = None) 
     old = params[OUTPUT]
     new = tirx.decl_buffer(kernel.shape, "float32", name=OUTPUT)
     body = tvm_ffi.structural_map(func.body, (tirx.For, _tightener(params, kernel, tile)))
+    body = tvm_ffi.structural_map(body, (SBlockRealize, _whole_strip))
     body = tvm_ffi.structural_map(body, (tirx.FloorMod, _unbounded(params["index"])))
     body = carry_sums(body, kernel.walked)
 
@@ -153,6 +154,17 @@ def finish(func: tirx.PrimFunc, kernel: Kernel, tile: PlanesTile | None = None) 
     body = tvm_ffi.structural_map(body, (tirx.For, few_tasks))
     done = tirx.PrimFunc([*func.params[:-1], new], body, func.ret_type, func.attrs)
     return done.with_attr(SCHEDULED, True)
+
+
+def _whole_strip(node: SBlockRealize) -> SBlockRealize:
+    """Puts away all of a strip, with what lies behind its last output pixel.
+
+    Scheduling leaves that out. Then the last vector is not whole, the accumulators must lie in
+    memory to be copied, and each copy waits for stores that it only partly covers.
+    """
+    if node.block.name_hint != STRIP:
+        return node
+    return SBlockRealize(node.iter_values, tirx.const(True, "bool"), node.block)
 
 
 def _unbounded(index: Any) -> Any:
