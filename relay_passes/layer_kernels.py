@@ -17,6 +17,7 @@ from ..schedules.block_sparse import planes_kernel, rows_kernel
 from ..schedules.block_sparse_moves import schedule_planes, schedule_rows
 from ..schedules.choices import HOPELESS, WORST, Choice, planes_choices, rows_choices
 from ..schedules.cost import rows_cycles
+from ..schedules.isolated_tasks import isolate_tasks
 from ..schedules.problems import Epilogue, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from ..targets import PivotTarget
 from ..windows import pack_windows
@@ -124,13 +125,12 @@ def layer_kernel(
     cycles = tile_rule(target).planes_cycles(problem, tile, plan.entries, target)
     tile = x86.share_planes(problem, tile, cycles, target)
     packed, more = pack_planes_layer(layer, plan, problem, tile)
-    return LayerKernel(
-        (problem, tile),
-        lambda: schedule_planes(planes_kernel(problem, tile), problem, tile),
-        problem.output,
-        packed,
-        more,
-    )
+
+    def make() -> tirx.PrimFunc:
+        kernel = schedule_planes(planes_kernel(problem, tile), problem, tile)
+        return isolate_tasks(kernel) if problem.block_rows == 1 else kernel
+
+    return LayerKernel((problem, tile), make, problem.output, packed, more)
 
 
 def _banded(
@@ -150,7 +150,8 @@ def _banded(
 
     def make() -> tirx.PrimFunc:
         kernel = schedule_planes(planes_kernel(band, tile), band, tile)
-        return in_bands(kernel, g, bands, target.lanes)
+        kernel = in_bands(kernel, g, bands, target.lanes)
+        return isolate_tasks(kernel) if band.block_rows == 1 else kernel
 
     output = (g.batch, g.outputs, g.y.output, g.x.output)
     return LayerKernel((g, problem, bands, tile), make, output, packed, more)
