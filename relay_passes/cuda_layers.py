@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from ..errors import CompileError
+from ..pack_tensor_cores import HalfType
 from ..schedules.cuda import LAUNCH_CYCLES, choose_planes, choose_rows
 from ..schedules.cuda_planes import CudaPlanes, is_supported
 from ..schedules.problems import Epilogue
-from ..schedules.tensor_core_rule import (
-    LAUNCH_SECONDS,
-    choose_tensor_core_tile,
-    compute_capability,
-)
+from ..schedules.tensor_core_rule import LAUNCH_SECONDS, choose_tensor_core_tile
 from ..schedules.tensor_cores import TensorCoreProblem, TensorCoreTile
 from ..targets import WARP, PivotTarget
 from .layers import Layer, Plan, PlannedLayer, rows_problem
 
 # Heights of blocks that the tensor-core kernel has.
 TENSOR_CORE_ROWS = (8, 16, 32)
+TENSOR_CORE_TYPES: tuple[HalfType, ...] = ("float16", "bfloat16")
 # Kernels that take less than so many starts, on average, are recorded.
 LAUNCH_BOUND = 10.0
 
@@ -38,15 +36,18 @@ def cuda_planes(layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarge
 def fits_tensor_cores(layer: Layer, rows: int, target: PivotTarget) -> bool:
     """Whether the tensor-core kernel can compute the layer in blocks of `rows`."""
     g, gpu = layer.geometry, target.gpu
-    if gpu is None or target.precision != "float16" or compute_capability(gpu) < 80:
+    if gpu is None or target.precision not in TENSOR_CORE_TYPES or gpu.capability < 80:
         return False
     taps = g.y.kernel * g.x.kernel
     return rows in TENSOR_CORE_ROWS and g.groups == 1 and taps <= 64 and layer.pixels >= WARP
 
 
-def tensor_core_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> TensorCoreProblem:
+def tensor_core_problem(
+    layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarget
+) -> TensorCoreProblem:
     """The layer as the tensor-core kernel sees it."""
     g = layer.geometry
+    dtype = next(name for name in TENSOR_CORE_TYPES if name == target.precision)
     return TensorCoreProblem(
         images=g.batch,
         outputs=g.outputs,
@@ -55,8 +56,8 @@ def tensor_core_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> TensorC
         image_halves=g.channels * g.y.size * g.x.size,
         block_rows=plan.block_rows,
         row_blocks=plan.row_blocks,
-        dtype="float16",
-        out_dtype="float16",
+        dtype=dtype,
+        out_dtype=dtype,
         epilogue=epilogue,
         window=None if g.direct else (g.y, g.x),
     )
@@ -81,7 +82,7 @@ _tensor_core_tile = lru_cache(maxsize=4096)(choose_tensor_core_tile)
 def cuda_cycles(layer: Layer, plan: Plan, target: PivotTarget) -> float:
     """Predicted cycles of one multiprocessor, from start to end."""
     if plan.form == "tensor_cores":
-        problem = tensor_core_problem(layer, plan, Epilogue())
+        problem = tensor_core_problem(layer, plan, Epilogue(), target)
         return tensor_core_tile(problem, plan, target)[1]
     if plan.form == "rows":
         return choose_rows(rows_problem(layer, plan, Epilogue()), plan.entries, target)[1]

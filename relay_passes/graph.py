@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import tvm
 from numpy.typing import NDArray
@@ -58,6 +59,11 @@ def constant(value: Array, dtype: str | None = None) -> GenericConst:
     # relax.const would silently narrow float64 and int64 arrays when given no dtype
     array = np.ascontiguousarray(value, dtype=dtype).reshape(np.shape(value))
     return relax.const(array, str(array.dtype))
+
+
+def stored(value: Array, dtype: str) -> Array:
+    """An array rounded to `dtype`, which may be ``"bfloat16"``."""
+    return value.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
 def array_of(expr: Expr) -> Array | None:

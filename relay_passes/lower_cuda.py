@@ -19,7 +19,7 @@ from ..schedules.tensor_cores import tensor_core_kernel, window_columns
 from ..targets import PivotTarget
 from .cuda_layers import cuda_planes, tensor_core_problem, tensor_core_tile
 from .epilogues import FusedLayer
-from .graph import Rewriter, constant, dtype_of
+from .graph import Rewriter, constant, dtype_of, stored
 from .layers import Layer, Plan, PlannedLayer, rows_problem
 from .lower_layers import Lowering, Site, lower
 
@@ -59,7 +59,7 @@ class CudaLowering(Lowering):
 
     def _tensor_cores(self, rw: Rewriter, site: Site, planes: Expr, residual: Expr | None) -> Expr:
         layer, plan = site.layer, site.plan
-        problem = tensor_core_problem(layer, plan, site.fused.epilogue)
+        problem = tensor_core_problem(layer, plan, site.fused.epilogue, self.target)
         tile, _ = tensor_core_tile(problem, plan, self.target)
         if problem.window is None:
             offsets, taps = np.arange(problem.columns, dtype=np.int32) * problem.pixels, None
@@ -68,6 +68,7 @@ class CudaLowering(Lowering):
         packed = pack_tensor_cores(
             layer.matrix,
             tile.team(plan.block_rows),
+            dtype=problem.dtype,
             slots=plan.slots[0],
             offsets=offsets.astype(np.int32),
             taps=taps,
@@ -112,7 +113,7 @@ class CudaLowering(Lowering):
         more: tuple[IntArray, ...] = (),
     ) -> Expr:
         """Call a kernel of CUDA cores; the result has shape `out` and is float32."""
-        bias, weights = site.fused.bias[packed.rows], packed.data.astype(self.target.precision)
+        bias, weights = site.fused.bias[packed.rows], stored(packed.data, self.target.precision)
         tables = (packed.indptr, packed.index, weights, packed.rows, bias, *more)
         return self._emit(rw, kernel, out, x, tables, residual)
 

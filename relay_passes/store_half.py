@@ -1,9 +1,9 @@
-"""Let what float16 kernels hand on stay float16 between them.
+"""Let what kernels of 16-bit numbers hand on stay in 16 bits between them.
 
 The kernels have casts around them, and all else computes in float32. Here an operator that moves
-elements, or for which 11 bits are as good as its input, takes and gives float16; any other one
-computes in float32, and its casts are fused into it. Inputs and outputs of the network keep their
-dtype.
+elements, or whose result one more rounding makes no worse than its inputs, takes and gives 16-bit
+numbers, float16 or bfloat16; any other one computes in float32, and its casts are fused into it.
+Inputs and outputs of the network keep their dtype.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from tvm import relax
 from tvm.ir import Call, Expr, IRModule, Tuple, Var
 
-from .graph import Rewriter, array_of, constant, dtype_of, op_name, static_shape
+from .graph import Rewriter, array_of, constant, dtype_of, op_name, static_shape, stored
 
 # Results are inputs, or the largest of some, or one rounding away from them.
 EXACT = frozenset(
@@ -24,14 +24,20 @@ EXACT = frozenset(
 ROUNDED = frozenset(("add", "subtract", "multiply", "nn.leakyrelu"))
 
 
-def store_half(mod: IRModule) -> IRModule:
-    """The module, with every float32 tensor that its kernels made kept as float16."""
-    return relax.transform.DeadCodeElimination(["main"])(Rewriter(mod).run(_Half().visit))
+def store_half(mod: IRModule, dtype: str) -> IRModule:
+    """The module, with every float32 tensor that its kernels made kept as `dtype`.
+
+    Args:
+        mod: the module, with kernels that take and give `dtype`.
+        dtype: ``"float16"`` or ``"bfloat16"``.
+    """
+    return relax.transform.DeadCodeElimination(["main"])(Rewriter(mod).run(_Half(dtype).visit))
 
 
 class _Half:
-    def __init__(self) -> None:
-        self.half: dict[Expr, Expr] = {}  # of float32 variables, the float16 tensor they come from
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        self.half: dict[Expr, Expr] = {}  # of float32 variables, the 16-bit tensor they come from
 
     def visit(self, rw: Rewriter, var: Var, value: Expr) -> Expr:
         """Keep a result in float16 where its operands are."""
@@ -39,22 +45,23 @@ class _Half:
             return value
         name = op_name(value)
         if name == "astype":
-            return self._cast(rw, value)
+            return self._cast(rw, dtype_of(var), value)
         if name not in EXACT | ROUNDED or not self._has_half(value.args):
             return value
         if dtype_of(var) != "float32" or static_shape(var) is None:
             return value
         args = [self._as_half(rw, arg) for arg in value.args]
         made = rw.emit(Call(value.op, args, value.attrs, list(value.ty_args)))
-        if dtype_of(made) != "float16":
+        if dtype_of(made) != self.dtype:
             return value
         return self._as_float(rw, made)
 
-    def _cast(self, rw: Rewriter, call: Call) -> Expr:
+    def _cast(self, rw: Rewriter, dtype: str, call: Call) -> Expr:
+        # The call has no type yet where its argument was replaced: `dtype` is that of its variable.
         source = call.args[0]
-        if dtype_of(call) == "float16" and source in self.half:
+        if dtype == self.dtype and source in self.half:
             return self.half[source]
-        if dtype_of(call) == "float32" and dtype_of(source) == "float16":
+        if dtype == "float32" and dtype_of(source) == self.dtype:
             return self._as_float(rw, source)
         return call
 
@@ -64,7 +71,7 @@ class _Half:
         return whole
 
     def _has_half(self, args: list[Expr]) -> bool:
-        """Whether float operands are known in float16, but for constants, and one is not one."""
+        """Whether float operands are known in 16 bits, but for constants, and one is not one."""
         found = False
         for arg in args:
             for one in arg.fields if isinstance(arg, Tuple) else [arg]:
@@ -81,4 +88,4 @@ class _Half:
         if dtype_of(arg) != "float32":
             return arg
         array = array_of(arg)
-        return self.half[arg] if array is None else constant(array.astype("float16"))
+        return self.half[arg] if array is None else constant(stored(array, self.dtype))

@@ -17,7 +17,7 @@ Shape = tuple[Any, ...]
 ALL_LANES = 0xFFFFFFFF
 # The widest access of one thread.
 VECTOR_BYTES = 16
-BYTES = {"float32": 4, "float16": 2, "int32": 4}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
 
 
 def kernel(body: Callable[[], None]) -> tirx.PrimFunc:

@@ -6,7 +6,6 @@ to compare tiles with each other, and with a dense layer.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -38,14 +37,6 @@ BANK_CONFLICTS = 1.2
 LAUNCH_SECONDS = 3e-6
 # Clocks that a multiprocessor's copy engine takes for one bulk copy, however short.
 BULK_COPY_CLOCKS = 8
-
-
-def compute_capability(gpu: Gpu) -> int:
-    """E.g. 80 for ``"sm_80"``, 90 for ``"sm_90a"``."""
-    found = re.fullmatch(r"sm_(\d+)[af]?", gpu.arch)
-    if found is None:
-        raise ValueError(f"{gpu.arch!r} is no compute capability such as 'sm_80'")
-    return int(found[1])
 
 
 @dataclass(frozen=True)
@@ -127,7 +118,7 @@ def roofline(
     shared = arriving + 2 * passes + steps * STEP * pixels * 2 * conflicts + 2 * output
     memory = 2.0 * problem.images * problem.image_halves + output + weights
     clocks = gpu.multiprocessors * gpu.clock_ghz * 1e9
-    tensor_rate = gpu.tensor_fma * (HOPPER_MMA_SHARE if compute_capability(gpu) >= 90 else 1.0)
+    tensor_rate = gpu.tensor_fma * (HOPPER_MMA_SHARE if gpu.capability >= 90 else 1.0)
     # One instruction moves 16 bytes for each lane; without alignment two of them move 4.
     bulk_copies = crews * crew_share * k * runs
     copies = {
@@ -177,7 +168,7 @@ def _grid(problem: TensorCoreProblem, tile: TensorCoreTile, gpu: Gpu) -> int:
 def _loaders(problem: TensorCoreProblem, gpu: Gpu) -> tuple[Loader, ...]:
     if not problem.aligned:
         return ("gather",)
-    return ("bulk", "async") if compute_capability(gpu) >= 90 else ("async",)
+    return ("bulk", "async") if gpu.capability >= 90 else ("async",)
 
 
 def _warps(problem: TensorCoreProblem) -> Iterator[tuple[int, int, int, int]]:
@@ -215,7 +206,7 @@ def candidates(
     problem: TensorCoreProblem, density: float, gpu: Gpu
 ) -> Iterator[tuple[TensorCoreTile, Roofline]]:
     """Every tile that fits, with its roofline; see `choose_tensor_core_tile`."""
-    if compute_capability(gpu) < 80 or problem.block_rows not in MOST_SUMS:
+    if gpu.capability < 80 or problem.block_rows not in MOST_SUMS:
         return
     for shape in _shapes(problem, gpu):
         tile = replace(shape, grid=_grid(problem, shape, gpu))

@@ -33,7 +33,7 @@ from tvm_pivot.targets import PRESETS, resolve
 
 __all__ = ["emulated_gpu", "nvcc"]
 
-EPS = {"float32": 2.0**-23, "float16": 2.0**-10}
+EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 NONE = Epilogue()
@@ -66,6 +66,12 @@ CASES = {
     "3x3": Case(ConvGeometry(1, 6, 16, *square(9, 3, pad=1)), 8, CudaTile(2, 1, 4, 4, 4), ALL),
     "3x3 half": Case(
         ConvGeometry(2, 6, 32, *square(7, 3, pad=1)), 32, CudaTile(2, 1, 1, 4, 4), ALL, "float16"
+    ),
+    "1x1 bfloat": Case(
+        ConvGeometry(2, 24, 16, *square(8)), 16, CudaTile(4, 4, 2, 4, 4), ALL, "bfloat16"
+    ),
+    "3x3 bfloat": Case(
+        ConvGeometry(2, 6, 32, *square(7, 3, pad=1)), 8, CudaTile(2, 1, 4, 4, 4), ALL, "bfloat16"
     ),
     "strided, blocks left over": Case(
         ConvGeometry(2, 5, 20, *square(11, 3, 2, pad=1)), 4, CudaTile(4, 1, 1, 4, 4)
@@ -165,6 +171,7 @@ def test_planes_kernel(name: str, emulated_gpu: None) -> None:
         (16, 3, CudaRowsTile(2, 2, 1), "float32"),
         (1, 2, CudaRowsTile(1, 4, 2), "float16"),
         (4, 1, CudaRowsTile(8, 1, 1), "float16"),
+        (8, 2, CudaRowsTile(2, 2, 2), "bfloat16"),
     ],
 )
 def test_rows_kernel(
@@ -194,7 +201,7 @@ def test_taps_know_which_pixels_have_them() -> None:
     assert bits[9:].tolist() == bits[:9].tolist()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", EPS)
 def test_every_tile_fits_the_gpu(dtype: str) -> None:
     for rows, kernel in product((1, 8, 16, 32), (1, 3)):
         g = ConvGeometry(1, 64, 64, *square(14, kernel, pad=kernel // 2))
@@ -225,7 +232,7 @@ def test_small_layers_share_their_entries_and_large_ones_do_not() -> None:
 def test_kernels_do_not_spill(nvcc: list[KernelResources]) -> None:
     cuda_compiler.prepare()
     machine, functions = resolve("cuda").to_tvm(), {}
-    for rows, kernel, dtype in product((8, 16, 32), (1, 3), ("float32", "float16")):
+    for rows, kernel, dtype in product((8, 16, 32), (1, 3), EPS):
         g = ConvGeometry(4, 128, 128, *square(28, kernel, pad=kernel // 2))
         problem = CudaPlanes(g, rows, 128 // rows, Epilogue(residual=True, low=0.0), dtype)
         tile, _ = choose_planes(problem, 128 // rows * 100, resolve("cuda"))
@@ -234,7 +241,7 @@ def test_kernels_do_not_spill(nvcc: list[KernelResources]) -> None:
     alone = CudaPlanes(depthwise, 1, 96, Epilogue(low=0.0, high=6.0))
     tile, _ = choose_planes(alone, 96 * 9, resolve("cuda"))
     functions["depthwise"] = planes_kernel(alone, tile)
-    for rows, dtype in product((1, 8, 16, 32), ("float32", "float16")):
+    for rows, dtype in product((1, 8, 16, 32), EPS):
         problem_1 = RowsProblem(1, 1024, 1024, 1024 // rows, rows, False, Epilogue())
         tile_1, _ = choose_rows(problem_1, 1024 // rows * 100, resolve("cuda"))
         functions[f"rows_{rows}_{dtype}"] = rows_kernel(problem_1, tile_1, dtype)

@@ -19,7 +19,9 @@ Model = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)
 Target = Annotated[
     str, typer.Option("--target", "-t", help="Machine to compile for: x86 is this one.")
 ]
-Precision = Annotated[str, typer.Option("--precision", help="float32; for GPUs also float16.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="float32; for GPUs also float16, bfloat16.")
+]
 Shapes = Annotated[
     list[str] | None,
     typer.Option(

@@ -62,8 +62,8 @@ def build(
         log: a tuning log (see `tune`), used besides the logs that come with the package.
         tuned: False leaves all tuning records alone: every kernel is made by the target's rule.
         threads: threads of one run; default: see `Session.set_threads`.
-        precision: ``"float32"``; on CUDA targets also ``"float16"``, with sums in float32. Inputs
-            and outputs keep their dtype.
+        precision: ``"float32"``; on CUDA targets also ``"float16"`` and, from sm_80 on,
+            ``"bfloat16"``, with sums in float32. Inputs and outputs keep their dtype.
         debug_dir: write the module after each phase there, as ``NN_phase.py``.
         progress: called with the name of each phase as it begins.
 

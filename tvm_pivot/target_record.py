@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from .errors import UnsupportedTargetError
 
 # Threads of a warp.
 WARP = 32
-PRECISIONS = ("float32", "float16")
+PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,18 @@ class Gpu:
     l2_gbs: float
     shared_bytes: int
 
+    @property
+    def capability(self) -> int:
+        """The number of `arch`: 80 for ``"sm_80"``, 90 for ``"sm_90a"``.
+
+        Raises:
+            ValueError: `arch` is no compute capability.
+        """
+        found = re.fullmatch(r"sm_(\d+)[af]?", self.arch)
+        if found is None:
+            raise ValueError(f"{self.arch!r} is no compute capability such as 'sm_80'")
+        return int(found[1])
+
 
 @dataclass(frozen=True)
 class PivotTarget:
@@ -56,8 +69,8 @@ class PivotTarget:
         block_rows: heights R of R x 1 blocks to consider, best first.
         in_order: the core waits for a load that is used at once, and for all behind it.
         has_schedules: False where only the description exists so far.
-        precision: how weights are kept, and what layers hand on: ``"float32"`` or ``"float16"``.
-            Sums are always float32. CPUs have float32 only.
+        precision: how weights are kept, and what layers hand on: one of `PRECISIONS`. Sums are
+            always float32. CPUs have float32 only.
         gpu: the GPU, for ``"cuda"``.
     """
 
@@ -90,6 +103,11 @@ class PivotTarget:
         if precision != "float32" and self.family != "cuda":
             raise UnsupportedTargetError(
                 f"target {self.name!r} computes in float32 only; {precision!r} needs a CUDA target"
+            )
+        if precision == "bfloat16" and self.gpu is not None and self.gpu.capability < 80:
+            raise UnsupportedTargetError(
+                f"target {self.name!r} is {self.gpu.arch}, which has no bfloat16 (sm_80 and later "
+                "have it): use float16 or float32"
             )
         return replace(self, precision=precision)
 

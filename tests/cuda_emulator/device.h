@@ -60,6 +60,38 @@ EMULATED_HALF(hceil, ceilf)
 EMULATED_HALF(herf, erff)
 static inline half hrsqrt(half x) { return half(1.0f / sqrtf(float(x))); }
 static inline half __habs(half x) { return x < 0 ? half(-x) : x; }
+
+// Every operation is one on floats, rounded to nearest even; NaNs stay NaNs.
+struct nv_bfloat16 {
+  uint16_t bits;
+  nv_bfloat16() = default;
+  nv_bfloat16(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    bits = f != f ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+  }
+  operator float() const {
+    uint32_t u = uint32_t(bits) << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+  }
+};
+struct alignas(4) nv_bfloat162 {
+  nv_bfloat16 x, y;
+  nv_bfloat162(nv_bfloat16 x, nv_bfloat16 y) : x(x), y(y) {}
+};
+#define EMULATED_BFLOAT(OP) \
+  static inline nv_bfloat16 operator OP(nv_bfloat16 a, nv_bfloat16 b) { return float(a) OP float(b); }
+EMULATED_BFLOAT(+)
+EMULATED_BFLOAT(-)
+EMULATED_BFLOAT(*)
+EMULATED_BFLOAT(/)
+static inline bool __hgt(nv_bfloat16 a, nv_bfloat16 b) { return float(a) > float(b); }
+static inline bool __hlt(nv_bfloat16 a, nv_bfloat16 b) { return float(a) < float(b); }
+static inline float __bfloat162float(nv_bfloat16 x) { return x; }
+static inline nv_bfloat16 __float2bfloat16(float x) { return x; }
+static inline nv_bfloat16 __float2bfloat16_rn(float x) { return x; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 using std::isinf;
 using std::isnan;
