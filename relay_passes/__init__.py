@@ -130,8 +130,8 @@ def _lower(state: Compilation) -> Compilation:
         return state
     lower = lower_cuda if state.target.family == "cuda" else lower_layers
     mod, kernels = lower(state.mod, state.planned, state.target)
-    if state.target.precision in ("float16", "bfloat16"):
-        mod = store_half(mod, state.target.precision)
+    if state.target.storage != "float32":
+        mod = store_half(mod, state.target.storage)
     reports = [replace(r, kernel=kernels.get(r.name, "")) for r in state.reports]
     order = {name: i for i, name in enumerate(kernels)}  # the one in which they run
     reports.sort(key=lambda r: order.get(r.name, len(order)))

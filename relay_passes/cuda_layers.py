@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from ..errors import CompileError
-from ..pack_tensor_cores import HalfType
+from ..fragments import OperandType
 from ..schedules.cuda import LAUNCH_CYCLES, choose_planes, choose_rows
 from ..schedules.cuda_planes import CudaPlanes, is_supported
 from ..schedules.problems import Epilogue
@@ -17,7 +17,7 @@ from .layers import Layer, Plan, PlannedLayer, rows_problem
 
 # Heights of blocks that the tensor-core kernel has.
 TENSOR_CORE_ROWS = (8, 16, 32)
-TENSOR_CORE_TYPES: tuple[HalfType, ...] = ("float16", "bfloat16")
+TENSOR_CORE_TYPES: tuple[OperandType, ...] = ("float16", "bfloat16", "tf32")
 # Kernels that take less than so many starts, on average, are recorded.
 LAUNCH_BOUND = 10.0
 
@@ -30,7 +30,7 @@ def cuda_planes(layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarge
     """
     if not is_supported(layer.geometry):
         raise CompileError(f"layer {layer.name}: CUDA kernels have at most 15 taps along an axis")
-    return CudaPlanes(layer.geometry, plan.block_rows, plan.row_blocks, epilogue, target.precision)
+    return CudaPlanes(layer.geometry, plan.block_rows, plan.row_blocks, epilogue, target.storage)
 
 
 def fits_tensor_cores(layer: Layer, rows: int, target: PivotTarget) -> bool:
@@ -57,7 +57,7 @@ def tensor_core_problem(
         block_rows=plan.block_rows,
         row_blocks=plan.row_blocks,
         dtype=dtype,
-        out_dtype=dtype,
+        out_dtype=target.storage,
         epilogue=epilogue,
         window=None if g.direct else (g.y, g.x),
     )

@@ -94,7 +94,7 @@ class CudaLowering(Lowering):
             keep_all=plan.keep_all,
             longest_first=True,
         )
-        dtype = self.target.precision
+        dtype = self.target.storage
         key = (problem, tile, dtype)
         kernel = self._kernel(rw, site, key, lambda: rows_kernel(problem, tile, dtype))
         x = rw.reshape(site.x, (problem.inputs, problem.columns))
@@ -113,7 +113,7 @@ class CudaLowering(Lowering):
         more: tuple[IntArray, ...] = (),
     ) -> Expr:
         """Call a kernel of CUDA cores; the result has shape `out` and is float32."""
-        bias, weights = site.fused.bias[packed.rows], stored(packed.data, self.target.precision)
+        bias, weights = site.fused.bias[packed.rows], stored(packed.data, self.target.storage)
         tables = (packed.indptr, packed.index, weights, packed.rows, bias, *more)
         return self._emit(rw, kernel, out, x, tables, residual)
 
@@ -127,7 +127,7 @@ class CudaLowering(Lowering):
         residual: Expr | None,
     ) -> Expr:
         """The call itself: input, tables, residual."""
-        dtype = self.target.precision
+        dtype = self.target.storage
         args = [_cast(rw, x, dtype), *(constant(table) for table in tables)]
         if residual is not None:
             args.append(_cast(rw, rw.reshape(residual, out), dtype))

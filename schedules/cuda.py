@@ -107,7 +107,7 @@ def choose_rows(
     problem: RowsProblem, entries: int, target: PivotTarget
 ) -> tuple[CudaRowsTile, float]:
     """The rows kernel's tile for `entries` packed entries, and its predicted cycles."""
-    gpu, size = _gpu(target), BYTES[target.precision]
+    gpu, size = _gpu(target), BYTES[target.storage]
     per_block = entries / problem.row_blocks
     splits = 1
     while splits < 8 and per_block > 2 * WARP * splits:

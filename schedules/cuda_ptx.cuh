@@ -1,5 +1,5 @@
 // One function per GPU instruction that the tensor-core kernels use. Shared memory is addressed by
-// 32-bit addresses, activations and weights are raw 16-bit patterns.
+// 32-bit addresses, activations and weights are raw patterns of 16 or 32 bits.
 #ifndef TVM_PIVOT_PTX
 #define TVM_PIVOT_PTX
 #define PIVOT_DEVICE static __device__ __forceinline__
@@ -78,6 +78,23 @@ PIVOT_DEVICE void multiply(float (&d)[4], unsigned a0, unsigned a1, unsigned a2,
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
   }
+}
+
+// A float rounded to the 11 significant bits of tf32: to nearest, ties away from zero.
+PIVOT_DEVICE unsigned round_tf32(unsigned bits) {
+  unsigned r;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(bits_float(bits)));
+  return r;
+}
+
+// d[16, 8] += a[16, 8] b[8, 8] on tf32, summed in float32.
+PIVOT_DEVICE void multiply_tf32(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                                unsigned b0, unsigned b1) {
+  asm(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 // Two floats rounded to 16 bits, `low` in the low half.

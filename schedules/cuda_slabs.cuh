@@ -14,21 +14,37 @@ struct Tables {
   const unsigned char* counts;     // [slabs, kCluster, kWarpRows, kBlocks]: steps
   const int* first;                // [teams, kWarpRows]: a warp row's first step
   const int* places;               // [steps, 16]: byte offset of each column in its slab
-  const unsigned short* weights;   // [steps, kRows * 16], in the order of the fragments
+  const unsigned* weights;         // [steps, kRows * 16 elements], in the order of the fragments
   const int* rows;                 // [teams, kWarpRows, kBlocks, kRows]: output row, or -1
   const float* bias;               // like rows
 };
+
+// Bit patterns of 16-bit floats, or of float32, which are rounded to tf32 where they are multiplied.
+template <bool kWide>
+struct Pattern {
+  using Type = unsigned short;
+};
+template <>
+struct Pattern<true> {
+  using Type = unsigned;
+};
+template <class C>
+using Element = typename Pattern<C::kWide>::Type;
 
 // Shared memory, in bytes: barriers, the ring of slabs, and a ring of steps for each warp.
 template <class C>
 struct Arena {
   static constexpr int kConsumers = C::kWarpRows * C::kWarpColumns;
   static constexpr int kPixels = C::kWarpColumns * C::kWarpPixels;
-  // 16 bytes more than a row takes: eight rows under each other lie in different banks.
-  static constexpr int kPitch = kPixels * 2 + 16;
+  static constexpr int kElementBytes = sizeof(Element<C>);
+  // 16 bytes more than a row takes, or 32: rows under each other lie in different banks, eight of
+  // 16-bit numbers, or four of 32-bit ones.
+  static constexpr int kPitch = kPixels * kElementBytes + 8 * kElementBytes;
   static constexpr int kSlabBytes = C::kSlab * kPitch;
-  static constexpr int kPlacesAt = C::kRows * 32;
-  static constexpr int kStepBytes = kPlacesAt + 128;
+  // Each lane holds so much of a step's weights; of its places one, or four.
+  static constexpr int kLaneBytes = C::kRows * 16 * kElementBytes / 32;
+  static constexpr int kPlacesAt = 32 * kLaneBytes;
+  static constexpr int kStepBytes = kPlacesAt + (C::kWide ? 512 : 128);
   // Of a staged row of 32 sums: 8 banks further than the row above.
   static constexpr int kStagePitch = 160;
   static_assert(C::kAhead * kStepBytes >= C::kRows * kStagePitch, "no room to stage sums");
@@ -89,13 +105,13 @@ struct Cursor {
 };
 
 template <class C>
-PIVOT_DEVICE void load_bulk(const Tables& t, const unsigned short* x, const Tile<C>& tile, int slab,
+PIVOT_DEVICE void load_bulk(const Tables& t, const Element<C>* x, const Tile<C>& tile, int slab,
                             unsigned to, unsigned full, int rank, int lane) {
   using A = Arena<C>;
-  const unsigned row_bytes = tile.valid * 2;
+  const unsigned row_bytes = tile.valid * A::kElementBytes;
   if (lane == 0) barrier_arrive_expecting(full, fetch(t.taken + slab * C::kCluster + rank) * row_bytes);
   warp_sync();
-  const unsigned short* image = x + static_cast<size_t>(tile.image) * C::kImageHalves + tile.start;
+  const Element<C>* image = x + static_cast<size_t>(tile.image) * C::kImageHalves + tile.start;
   for (int round = 0; round < C::kSlab; round += 32 * C::kCluster) {
     const int i = round + lane * C::kCluster + rank;
     if (i >= C::kSlab) continue;
@@ -111,16 +127,16 @@ PIVOT_DEVICE void load_bulk(const Tables& t, const unsigned short* x, const Tile
 }
 
 template <class C>
-PIVOT_DEVICE void load_async(const Tables& t, const unsigned short* x, const Tile<C>& tile,
+PIVOT_DEVICE void load_async(const Tables& t, const Element<C>* x, const Tile<C>& tile,
                              int slab, unsigned to, unsigned full, int thread) {
   using A = Arena<C>;
-  constexpr int kPieces = A::kPixels / 8;
-  const unsigned short* image = x + static_cast<size_t>(tile.image) * C::kImageHalves + tile.start;
+  constexpr int kPiece = 16 / A::kElementBytes, kPieces = A::kPixels / kPiece;
+  const Element<C>* image = x + static_cast<size_t>(tile.image) * C::kImageHalves + tile.start;
   for (int i = thread; i < C::kSlab * kPieces; i += 32 * C::kProducers) {
     const int row = i / kPieces, piece = i % kPieces;
     const int2 column = fetch(t.columns + slab * C::kSlab + row);
-    if ((column.y & 255) == 0 || piece * 8 >= tile.valid) continue;
-    copy16(to + row * A::kPitch + piece * 16, image + column.x + piece * 8);
+    if ((column.y & 255) == 0 || piece * kPiece >= tile.valid) continue;
+    copy16(to + row * A::kPitch + piece * 16, image + column.x + piece * kPiece);
   }
   barrier_arrive_behind_copies(full);
 }
@@ -128,9 +144,9 @@ PIVOT_DEVICE void load_async(const Tables& t, const unsigned short* x, const Til
 // Where a pixel's own input lies, and which taps of the window fall inside the image.
 template <class C>
 struct Window {
-  const unsigned short* origin;
+  const Element<C>* origin;
   unsigned long long inside;
-  __device__ __forceinline__ void look(const unsigned short* x, int flat) {
+  __device__ __forceinline__ void look(const Element<C>* x, int flat) {
     const int image = flat / C::kImagePixels, pixel = flat % C::kImagePixels;
     const int y = pixel / C::kWidth * C::kStrideY - C::kPadY;
     const int x0 = pixel % C::kWidth * C::kStrideX - C::kPadX;
@@ -156,22 +172,28 @@ PIVOT_DEVICE void load_gather(const Tables& t, const Window<C> (&pair)[2], int s
                               unsigned full, int thread) {
   constexpr int kBatch = 8;
   for (int i = 0; i < C::kSlab; i += kBatch) {
-    unsigned values[kBatch];
+    unsigned first[kBatch], second[kBatch];
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       const int2 column = fetch(t.columns + slab * C::kSlab + i + j);
-      values[j] = column.y & 255 ? pair[0].read(column) | pair[1].read(column) << 16 : 0;
+      first[j] = column.y & 255 ? pair[0].read(column) : 0;
+      second[j] = column.y & 255 ? pair[1].read(column) : 0;
     }
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
-      store_shared4(to + (i + j) * Arena<C>::kPitch + thread * 4, values[j]);
+      const unsigned row = to + (i + j) * Arena<C>::kPitch;
+      if constexpr (C::kWide) {
+        store_shared8(row + thread * 8, make_uint2(first[j], second[j]));
+      } else {
+        store_shared4(row + thread * 4, first[j] | second[j] << 16);
+      }
     }
   }
   barrier_arrive(full);
 }
 
 template <class C>
-PIVOT_DEVICE void produce(const Tables& t, const unsigned short* x, unsigned arena, int thread) {
+PIVOT_DEVICE void produce(const Tables& t, const Element<C>* x, unsigned arena, int thread) {
   using A = Arena<C>;
   const int rank = team_rank<C>();
   Cursor<C::kSlots> ring;

@@ -13,16 +13,21 @@ namespace pivot {
 // Start copying one step's weights and places; a lane copies only what it reads itself.
 template <class C>
 PIVOT_DEVICE void fetch_step(const Tables& t, unsigned to, int step, int lane) {
-  const unsigned short* weights = t.weights + static_cast<size_t>(step) * (C::kRows * 16);
-  if constexpr (C::kRows == 8) {
-    copy8(to + lane * 8, weights + lane * 4);
+  using A = Arena<C>;
+  const unsigned* weights = t.weights + static_cast<size_t>(step) * (A::kPlacesAt / 4);
+  if constexpr (A::kLaneBytes == 8) {
+    copy8(to + lane * 8, weights + lane * 2);
   } else {
 #pragma unroll
-    for (int half = 0; half < C::kRows / 16; ++half) {
-      copy16(to + half * 512 + lane * 16, weights + half * 256 + lane * 8);
+    for (int i = 0; i < A::kLaneBytes / 16; ++i) {
+      copy16(to + i * 512 + lane * 16, weights + i * 128 + lane * 4);
     }
   }
-  copy4(to + Arena<C>::kPlacesAt + lane * 4, t.places + step * 16 + lane % 16);
+  if constexpr (C::kWide) {
+    copy16(to + A::kPlacesAt + lane * 16, t.places + step * 16 + lane % 4 * 4);
+  } else {
+    copy4(to + A::kPlacesAt + lane * 4, t.places + step * 16 + lane % 16);
+  }
   close_copies();
 }
 
@@ -63,8 +68,17 @@ struct Sums {
           for (int i = 0; i < 4; ++i) at[q][p][h][i] = 0;
   }
 
-  // One step of row block q: `from` is this lane's row of the slab.
+  // One step of row block q, which lies at `ring`; `from` is this lane's place in the slab's rows.
   __device__ __forceinline__ void add(int q, unsigned ring, unsigned from, int lane) {
+    if constexpr (C::kWide) {
+      add_tf32(q, ring, from, lane);
+    } else {
+      add_halves(q, ring, from, lane);
+    }
+  }
+
+  __device__ __forceinline__ void add_halves(int q, unsigned ring, unsigned from, int lane) {
+    from += load_shared4(ring + Arena<C>::kPlacesAt + lane * 4);
     uint4 w[kHalves];
     uint2 narrow;
     if constexpr (C::kRows == 8) {
@@ -88,6 +102,47 @@ struct Sums {
       }
     }
   }
+
+  // Lane 4 g + t holds pixels 4 g ... 4 g + 3 of columns 4 t ... 4 t + 3 of the step, and which
+  // pixel an instruction calls which is free: four neighbours are loaded at once.
+  __device__ __forceinline__ void add_tf32(int q, unsigned ring, unsigned from, int lane) {
+    const uint4 rows = load_shared16(ring + Arena<C>::kPlacesAt + lane * 16);
+    uint4 narrow;
+    if constexpr (C::kRows == 8) narrow = load_shared16(ring + lane * 16);
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      uint4 w[kHalves];
+      if constexpr (C::kRows != 8) {
+#pragma unroll
+        for (int h = 0; h < kHalves; ++h) {
+          w[h] = load_shared16(ring + (2 * h + part) * 512 + lane * 16);
+        }
+      }
+#pragma unroll
+      for (int p = 0; p < C::kWarpPixels / 32; ++p) {
+        const uint4 x = load_tf32(from + (part ? rows.z : rows.x) + p * 128);
+        const uint4 y = load_tf32(from + (part ? rows.w : rows.y) + p * 128);
+        if constexpr (C::kRows == 8) {
+          const unsigned b0 = part ? narrow.z : narrow.x, b1 = part ? narrow.w : narrow.y;
+          multiply_tf32(at[q][2 * p][0], x.x, x.y, y.x, y.y, b0, b1);
+          multiply_tf32(at[q][2 * p + 1][0], x.z, x.w, y.z, y.w, b0, b1);
+        } else {
+#pragma unroll
+          for (int h = 0; h < kHalves; ++h) {
+            multiply_tf32(at[q][4 * p][h], w[h].x, w[h].y, w[h].z, w[h].w, x.x, y.x);
+            multiply_tf32(at[q][4 * p + 1][h], w[h].x, w[h].y, w[h].z, w[h].w, x.y, y.y);
+            multiply_tf32(at[q][4 * p + 2][h], w[h].x, w[h].y, w[h].z, w[h].w, x.z, y.z);
+            multiply_tf32(at[q][4 * p + 3][h], w[h].x, w[h].y, w[h].z, w[h].w, x.w, y.w);
+          }
+        }
+      }
+    }
+  }
+
+  static __device__ __forceinline__ uint4 load_tf32(unsigned from) {
+    const uint4 v = load_shared16(from);
+    return make_uint4(round_tf32(v.x), round_tf32(v.y), round_tf32(v.z), round_tf32(v.w));
+  }
 };
 
 // Put a run of 32 pixels of row block q into shared memory, row by row.
@@ -95,7 +150,27 @@ template <class C>
 PIVOT_DEVICE void stage_sums(const Sums<C>& sums, int q, int run, unsigned to, int lane) {
   constexpr int kPitch = Arena<C>::kStagePitch;
   const int g = lane / 4, t = lane % 4;
-  if constexpr (C::kRows == 8) {
+  if constexpr (C::kWide && C::kRows == 8) {
+#pragma unroll
+    for (int p = 0; p < 2; ++p) {
+      const float(&from)[4] = sums.at[q][2 * run + p][0];
+      const unsigned at = to + 2 * t * kPitch + (4 * g + 2 * p) * 4;
+      store_shared8(at, make_uint2(float_bits(from[0]), float_bits(from[2])));
+      store_shared8(at + kPitch, make_uint2(float_bits(from[1]), float_bits(from[3])));
+    }
+  } else if constexpr (C::kWide) {
+#pragma unroll
+    for (int p = 0; p < 4; p += 2) {
+#pragma unroll
+      for (int i = 0; i < C::kRows / 4; ++i) {
+        const int row = i / 2 * 8 + g, pixel = 8 * t + i % 2 * 4 + p;
+        const float low = sums.at[q][4 * run + p][i / 4][i % 4];
+        const float high = sums.at[q][4 * run + p + 1][i / 4][i % 4];
+        store_shared8(to + row * kPitch + pixel * 4,
+                      make_uint2(float_bits(low), float_bits(high)));
+      }
+    }
+  } else if constexpr (C::kRows == 8) {
 #pragma unroll
     for (int p = 0; p < 2; ++p) {
 #pragma unroll
@@ -125,17 +200,30 @@ PIVOT_DEVICE float finish(float value, float residual) {
   return value;
 }
 
+template <class C>
+PIVOT_DEVICE float value_of(Element<C> bits) {
+  if constexpr (C::kWide) {
+    return bits_float(bits);
+  } else {
+    return widen<C::kBfloat>(bits);
+  }
+}
+
 // Eight neighbouring pixels of one image, whose place in Y is a multiple of 8.
 template <class C>
-PIVOT_DEVICE void store_eight(float (&v)[8], const unsigned short* residual, void* y, size_t at) {
-  unsigned other[4] = {};
+PIVOT_DEVICE void store_eight(float (&v)[8], const Element<C>* residual, void* y, size_t at) {
+  constexpr int kPerWord = C::kWide ? 1 : 2;
+  unsigned other[8 / kPerWord] = {};
   if constexpr (C::kResidual) {
-    const uint4 r = fetch(reinterpret_cast<const uint4*>(residual + at));
-    other[0] = r.x, other[1] = r.y, other[2] = r.z, other[3] = r.w;
+#pragma unroll
+    for (int i = 0; i < 2 / kPerWord; ++i) {
+      const uint4 r = fetch(reinterpret_cast<const uint4*>(residual + at) + i);
+      other[4 * i] = r.x, other[4 * i + 1] = r.y, other[4 * i + 2] = r.z, other[4 * i + 3] = r.w;
+    }
   }
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    v[i] = finish<C>(v[i], widen<C::kBfloat>(other[i / 2] >> 16 * (i % 2)));
+    v[i] = finish<C>(v[i], value_of<C>(other[i / kPerWord] >> 16 * (i % kPerWord)));
   }
   if constexpr (C::kFloatOut) {
     uint4* to = reinterpret_cast<uint4*>(static_cast<float*>(y) + at);
@@ -152,8 +240,8 @@ PIVOT_DEVICE void store_eight(float (&v)[8], const unsigned short* residual, voi
 }
 
 template <class C>
-PIVOT_DEVICE void store_one(float v, const unsigned short* residual, void* y, size_t at) {
-  const float out = finish<C>(v, C::kResidual ? widen<C::kBfloat>(fetch(residual + at)) : 0);
+PIVOT_DEVICE void store_one(float v, const Element<C>* residual, void* y, size_t at) {
+  const float out = finish<C>(v, C::kResidual ? value_of<C>(fetch(residual + at)) : 0);
   if constexpr (C::kFloatOut) {
     static_cast<float*>(y)[at] = out;
   } else {
@@ -165,7 +253,7 @@ PIVOT_DEVICE void store_one(float v, const unsigned short* residual, void* y, si
 // Finish and store a staged run: eight pixels of one row at a time for each lane, or, where such
 // eights may lie in two images, one pixel.
 template <class C>
-PIVOT_DEVICE void store_run(const Tables& t, const Tile<C>& tile, const unsigned short* residual,
+PIVOT_DEVICE void store_run(const Tables& t, const Tile<C>& tile, const Element<C>* residual,
                             void* y, unsigned from, int slot, int pixel, int lane) {
   constexpr bool kEights = C::kImagePixels % 8 == 0;
   const int first = pixel + (kEights ? lane % 4 * 8 : lane);
@@ -196,7 +284,7 @@ PIVOT_DEVICE void store_run(const Tables& t, const Tile<C>& tile, const unsigned
 
 template <class C>
 PIVOT_DEVICE void store_sums(const Tables& t, const Sums<C>& sums, const Tile<C>& tile,
-                             const unsigned short* residual, void* y, unsigned stage,
+                             const Element<C>* residual, void* y, unsigned stage,
                              int first_slot, int pixel, int lane) {
 #pragma unroll
   for (int q = 0; q < C::kBlocks; ++q) {
@@ -221,14 +309,15 @@ PIVOT_DEVICE void release_slot(unsigned empty, int lane) {
 }
 
 template <class C>
-PIVOT_DEVICE void consume(const Tables& t, const unsigned short* residual, void* y, unsigned arena,
+PIVOT_DEVICE void consume(const Tables& t, const Element<C>* residual, void* y, unsigned arena,
                           int warp, int lane) {
   using A = Arena<C>;
   const int warp_row = warp / C::kWarpColumns;
   const int pixel = warp % C::kWarpColumns * C::kWarpPixels;
   const unsigned steps = arena + A::kSteps + warp * (C::kAhead * A::kStepBytes);
-  // The lane's row of a step is lane % 16, its half of 16 pixels lane / 16.
-  const unsigned slabs = arena + A::kSlabs + pixel * 2 + lane / 16 * 16;
+  // 16 bits wide, the lane's row of a step is lane % 16, its half of 16 pixels lane / 16.
+  const unsigned slabs =
+      arena + A::kSlabs + pixel * A::kElementBytes + lane / (C::kWide ? 4 : 16) * 16;
   Cursor<C::kSlots> ring;
   for (int n = blockIdx.x / C::kCluster; n < Tile<C>::kCount; n += gridDim.x / C::kCluster) {
     const int crew = Tile<C>::at(n).crew;
@@ -250,7 +339,7 @@ PIVOT_DEVICE void consume(const Tables& t, const unsigned short* residual, void*
         for (int i = 0; i < counts.of(q); ++i) {
           const unsigned mine = steps + behind * A::kStepBytes;
           await_copies<C::kAhead - 1>();
-          sums.add(q, mine, from + load_shared4(mine + A::kPlacesAt + lane * 4), lane);
+          sums.add(q, mine, from, lane);
           fetch_step<C>(t, mine, step++, lane);
           behind = behind + 1 == C::kAhead ? 0 : behind + 1;
         }
@@ -288,9 +377,9 @@ PIVOT_DEVICE void tensor_core(const void* x, const Tables& t, const void* residu
     block_sync();
   }
   if (warp < A::kConsumers) {
-    consume<C>(t, static_cast<const unsigned short*>(residual), y, arena, warp, lane);
+    consume<C>(t, static_cast<const Element<C>*>(residual), y, arena, warp, lane);
   } else {
-    produce<C>(t, static_cast<const unsigned short*>(x), arena,
+    produce<C>(t, static_cast<const Element<C>*>(x), arena,
                threadIdx.x - 32 * A::kConsumers);
   }
   // A block may not end while others of its cluster still arrive at its barriers.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
-from ..pack_tensor_cores import STEP
+from ..fragments import STEP
 from ..targets import Gpu
 from .tensor_cores import WARP, Loader, TensorCoreProblem, TensorCoreTile
 
@@ -20,6 +20,8 @@ from .tensor_cores import WARP, Loader, TensorCoreProblem, TensorCoreTile
 OTHER_REGISTERS, MOST_REGISTERS = 60, 168
 # By block rows. With 8 a step has twice the operands per sum: fewer sums fit beside them.
 MOST_SUMS = {8: 64, 16: 128, 32: 128}
+# In tf32 operands are twice as wide: beside the sums of eight warps, which get 168 registers each.
+MOST_TF32_SUMS = 64
 REGISTERS = 65536
 # In clusters, eight warps of 32 rows by 128 pixels spill three registers on matrices of fewer row
 # blocks, whose sizes the compiler folds in another way.
@@ -35,6 +37,8 @@ HOPPER_MMA_SHARE = 0.62
 # Eight columns read at once still share banks, though spread out (see `spread_over_banks`).
 BANK_CONFLICTS = 1.2
 LAUNCH_SECONDS = 3e-6
+# Floats that a multiprocessor rounds to tf32; assumed, like all other conversions of its time.
+ROUNDED_PER_CLOCK = 16
 # Clocks that a multiprocessor's copy engine takes for one bulk copy, however short.
 BULK_COPY_CLOCKS = 8
 
@@ -48,9 +52,9 @@ class Roofline:
         l2_bytes: read from the level-2 cache or written to it.
         shared_bytes: written to shared memory and read from it.
         memory_bytes: of device memory, each array once.
-        tensor, l2, port, shared, memory, copies: tensor cores, level-2 cache, the
-            multiprocessors' ports to it, shared memory, device memory, and the instructions of
-            copying warps.
+        tensor, l2, port, shared, memory, copies, rounding: tensor cores, level-2 cache, the
+            multiprocessors' ports to it, shared memory, device memory, the instructions of copying
+            warps, and the rounding of inputs to tf32.
         rounds: by how much the last round of thread blocks, not full, stretches all this.
     """
 
@@ -64,12 +68,14 @@ class Roofline:
     shared: float
     memory: float
     copies: float
+    rounding: float
     rounds: float
 
     @property
     def seconds(self) -> float:
         """Predicted time of a launch."""
-        busiest = max(self.tensor, self.l2, self.port, self.shared, self.copies)
+        inside = (self.tensor, self.l2, self.port, self.shared, self.copies, self.rounding)
+        busiest = max(inside)
         return max(busiest * self.rounds, self.memory) + LAUNCH_SECONDS
 
 
@@ -102,29 +108,31 @@ def roofline(
     """The roofline of `tile` for a weight that keeps `density` of its blocks."""
     runs, crews = _tiles(problem, tile)
     pixels, team = runs * tile.pixels, tile.team(problem.block_rows)
-    teams, k = crews * team.crew, problem.columns
+    teams, k, size = crews * team.crew, problem.columns, problem.element_bytes
     crew_share = _needed(problem, density, team.team_blocks * team.crew)
     slabs = max(1.0, crew_share * k / tile.slab)
     steps = problem.row_blocks * slabs * _steps_of_slab(problem, tile, density / crew_share)
     flops = 2.0 * steps * STEP * problem.block_rows * pixels
-    weights = steps * (2 * STEP * problem.block_rows + 4 * STEP)
+    weights = steps * (size * STEP * problem.block_rows + 4 * STEP)
     passes = weights * runs * tile.warp_columns
-    arriving = teams * _needed(problem, density, team.team_blocks) * k * pixels * 2
-    output = 2.0 * prod(problem.output) * (1 + problem.epilogue.residual)
+    arriving = teams * _needed(problem, density, team.team_blocks) * k * pixels * size
+    output = float(size) * prod(problem.output) * (1 + problem.epilogue.residual)
     # Read element by element, the taps of a channel find what they share in level 1.
     taps = 1 if tile.loader != "gather" else prod(axis.kernel for axis in problem.axes)
-    l2 = crews * crew_share * k / taps * pixels * 2 + passes + output
+    l2 = crews * crew_share * k / taps * pixels * size + passes + output
     conflicts = BANK_CONFLICTS if problem.block_columns < 8 else 1.0
-    shared = arriving + 2 * passes + steps * STEP * pixels * 2 * conflicts + 2 * output
-    memory = 2.0 * problem.images * problem.image_halves + output + weights
+    shared = arriving + 2 * passes + steps * STEP * pixels * size * conflicts + 2 * output
+    memory = float(size) * problem.images * problem.image_halves + output + weights
     clocks = gpu.multiprocessors * gpu.clock_ghz * 1e9
     tensor_rate = gpu.tensor_fma * (HOPPER_MMA_SHARE if gpu.capability >= 90 else 1.0)
+    tensor_rate /= size / 2  # tf32 has half the rate of 16 bits
+    rounded = steps * STEP * pixels if problem.dtype == "tf32" else 0.0
     # One instruction moves 16 bytes for each lane; without alignment two of them move 4.
     bulk_copies = crews * crew_share * k * runs
     copies = {
         "bulk": bulk_copies * BULK_COPY_CLOCKS,
         "async": arriving / (16 * WARP),
-        "gather": arriving / (2 * WARP),
+        "gather": arriving / (size * WARP),
     }
     resident = max(1, tile.grid // tile.cluster)
     tiles = runs * crews
@@ -139,6 +147,7 @@ def roofline(
         shared / (SHARED_BYTES_PER_CLOCK * clocks),
         memory / (gpu.memory_gbs * 1e9),
         copies[tile.loader] / clocks,
+        rounded / (ROUNDED_PER_CLOCK * clocks),
         _rounds(tiles, resident, tile, gpu),
     )
 
@@ -179,6 +188,8 @@ def _warps(problem: TensorCoreProblem) -> Iterator[tuple[int, int, int, int]]:
             sums = blocks * r * warp_pixels // WARP
             if (r, warp_rows, warp_pixels) == (32, 8, 128) and problem.row_blocks < TALL:
                 continue
+            if problem.dtype == "tf32" and warp_rows * warp_columns > 4 and sums > MOST_TF32_SUMS:
+                continue
             if sums <= MOST_SUMS[r] and warp_columns * warp_pixels <= MOST_PIXELS:
                 yield warp_rows, warp_columns, blocks, warp_pixels
 
@@ -187,7 +198,8 @@ def _shapes(problem: TensorCoreProblem, gpu: Gpu) -> Iterator[TensorCoreTile]:
     """Every tile that fits; its grid is still to be set."""
     r = problem.block_rows
     # Copied weights double as room for 32 staged sums of each row.
-    ahead = {8: 8, 16: 6, 32: 5}[r]
+    size = problem.element_bytes
+    ahead = {2: {8: 8, 16: 6, 32: 5}, 4: {8: 4, 16: 3, 32: 3}}[size][r]
     for loader, warps in product(_loaders(problem, gpu), _warps(problem)):
         pixels = warps[1] * warps[3]
         if loader == "gather" and pixels % (2 * WARP):
@@ -195,7 +207,7 @@ def _shapes(problem: TensorCoreProblem, gpu: Gpu) -> Iterator[TensorCoreTile]:
         producers = {"bulk": 1, "async": 4, "gather": pixels // (2 * WARP)}[loader]
         clusters = (1, 2, 4, 8) if loader == "bulk" else (1,)
         for slab, cluster in product((64, 128, 256, 512), clusters):
-            empty = TensorCoreTile(*warps, slab, 0, ahead, cluster, producers, loader, 1)
+            empty = TensorCoreTile(*warps, slab, 0, ahead, cluster, producers, loader, 1, size)
             left = gpu.shared_bytes - RESERVED_SHARED - empty.shared_bytes(r) - 16 * MOST_SLOTS
             slots = min(MOST_SLOTS, left // (slab * empty.pitch))
             if slots >= 2:

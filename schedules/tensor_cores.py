@@ -23,16 +23,17 @@ from tvm.backend.cuda.op import cuda_func_call
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as build
 
+from ..fragments import STEP, OperandType
 from ..layout import IntArray
-from ..pack_tensor_cores import STEP, HalfType, TeamShape
+from ..pack_tensor_cores import TeamShape
 from ..planes import AxisGeometry
 from .block_sparse_moves import SCHEDULED
 from .problems import Epilogue
 
 WARP = 32
-# A row of a slab is this much longer than its pixels: rows under each other in different banks.
-SLAB_PADDING = 16
-ALIGNMENT = 8  # 16-bit pixels that one copy of 16 bytes moves
+# A row of a slab is so many pixels longer than it needs: rows under each other in different banks.
+SLAB_PADDING = 8
+COPY_BYTES = 16
 
 Loader = Literal["bulk", "async", "gather"]
 _LOADER = {"bulk": "kBulk", "async": "kAsync", "gather": "kGather"}
@@ -50,8 +51,9 @@ class TensorCoreProblem:
         image_halves: elements of one image of the input.
         block_rows: R: 8, 16 or 32.
         row_blocks: row blocks of the weight, at least N / R.
-        dtype: of input, weight and residual; sums and bias are float32.
-        out_dtype: of the output: `dtype` or ``"float32"``.
+        dtype: of what is multiplied. Input, weight and residual are stored so, ``"tf32"`` as
+            float32 that is rounded to tf32 before; sums and bias are float32.
+        out_dtype: of the output: `dtype` or ``"float32"``; with tf32 always that.
         epilogue: what is fused behind the sum.
         window: the axes (y, x) of a convolution over unpadded images. None: a column is a run of
             `pixels` elements of the image; 1 x 1, or a dense layer whose rows are the pixels.
@@ -65,7 +67,7 @@ class TensorCoreProblem:
     image_halves: int
     block_rows: int
     row_blocks: int
-    dtype: HalfType
+    dtype: OperandType
     out_dtype: str
     epilogue: Epilogue
     window: tuple[AxisGeometry, AxisGeometry] | None = None
@@ -75,7 +77,18 @@ class TensorCoreProblem:
     def aligned(self) -> bool:
         """The input can be copied in pieces of 16 bytes."""
         sizes = (self.pixels, self.image_halves)
-        return self.window is None and all(size % ALIGNMENT == 0 for size in sizes)
+        together = COPY_BYTES // self.element_bytes
+        return self.window is None and all(size % together == 0 for size in sizes)
+
+    @property
+    def storage(self) -> str:
+        """The dtype in which input and residual lie in memory."""
+        return "float32" if self.dtype == "tf32" else self.dtype
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of an element of the input, the weight and the residual."""
+        return 4 if self.dtype == "tf32" else 2
 
     @property
     def axes(self) -> tuple[AxisGeometry, AxisGeometry]:
@@ -104,6 +117,7 @@ class TensorCoreTile:
         loader: how: by ``"bulk"`` copies (sm_90), ``"async"`` ones, or element by element, which
             any window and alignment allow (``"gather"``).
         grid: thread blocks.
+        element_bytes: those of the problem.
     """
 
     warp_rows: int
@@ -117,6 +131,7 @@ class TensorCoreTile:
     producers: int
     loader: Loader
     grid: int
+    element_bytes: int = 2
 
     @property
     def consumers(self) -> int:
@@ -136,7 +151,7 @@ class TensorCoreTile:
     @property
     def pitch(self) -> int:
         """Bytes from one column to the next in a slab."""
-        return 2 * self.pixels + SLAB_PADDING
+        return self.element_bytes * (self.pixels + SLAB_PADDING)
 
     def team(self, block_rows: int) -> TeamShape:
         """What the packer has to know."""
@@ -152,7 +167,8 @@ class TensorCoreTile:
 
     def shared_bytes(self, block_rows: int) -> int:
         """Shared memory of a thread block: barriers, slabs, and weights on their way."""
-        step = 2 * STEP * block_rows + 4 * WARP
+        places = 4 * WARP if self.element_bytes == 2 else 16 * WARP
+        step = self.element_bytes * STEP * block_rows + places
         barriers = -(-16 * self.slots // 128) * 128
         rings = self.consumers * self.ahead * step
         return barriers + self.slots * self.slab * self.pitch + rings
@@ -196,6 +212,7 @@ def _constants(problem: TensorCoreProblem, tile: TensorCoreTile) -> dict[str, in
         "kImageHalves": problem.image_halves,
         "kOutputs": problem.outputs,
         "kBfloat": problem.dtype == "bfloat16",
+        "kWide": problem.dtype == "tf32",
         "kFloatOut": problem.out_dtype == "float32",
         "kResidual": epilogue.residual,
         "kHasLow": epilogue.low is not None,
@@ -221,7 +238,7 @@ TABLES = (
     ("counts", "unsigned char"),
     ("first", "int"),
     ("places", "int"),
-    ("weights", "unsigned short"),
+    ("weights", "unsigned"),
     ("rows", "int"),
     ("bias", "float"),
 )
@@ -285,8 +302,8 @@ extern "C" __global__ void {cluster}__launch_bounds__({tile.threads}, 1) entry_{
 def tensor_core_kernel(problem: TensorCoreProblem, tile: TensorCoreTile) -> tirx.PrimFunc:
     """The kernel.
 
-    Arguments: X `dtype` [images, image_halves]; the tables of `PackedFragments`, in their order;
-    bias float32 [slots] (see `PackedFragments.slot_bias`); the residual `dtype`
+    Arguments: X `storage` [images, image_halves]; the tables of `PackedFragments`, in their order;
+    bias float32 [slots] (see `PackedFragments.slot_bias`); the residual `storage`
     [images, outputs, pixels], if one is fused; Y `out_dtype` [images, outputs, pixels].
     """
     with IRBuilder() as builder, build.prim_func():
@@ -303,7 +320,7 @@ def _body(problem: TensorCoreProblem, tile: TensorCoreTile) -> None:
     r, team = problem.block_rows, tile.team(problem.block_rows)
     teams = team.teams(problem.row_blocks)
     slabs, steps = te.var("slabs", "int32"), te.var("steps", "int32")
-    x = _argument("X", (problem.images, problem.image_halves), problem.dtype)
+    x = _argument("X", (problem.images, problem.image_halves), problem.storage)
     cells = (tile.cluster, tile.warp_rows, tile.blocks)
     owned = (teams, tile.warp_rows, tile.blocks, r)
     tables = [
@@ -313,13 +330,13 @@ def _body(problem: TensorCoreProblem, tile: TensorCoreTile) -> None:
         _argument("counts", (slabs, *cells), "uint8"),
         _argument("first", (teams, tile.warp_rows), "int32"),
         _argument("places", (steps, STEP), "int32"),
-        _argument("weights", (steps, STEP * r), "uint16"),
+        _argument("weights", (steps, STEP * r), f"uint{8 * problem.element_bytes}"),
         _argument("rows", owned, "int32"),
         _argument("bias", owned, "float32"),
     ]
     residual = x
     if problem.epilogue.residual:
-        residual = _argument("residual", problem.output, problem.dtype)
+        residual = _argument("residual", problem.output, problem.storage)
     y = _argument("Y", problem.output, problem.out_dtype)
     launch = {"blockIdx.x": tile.grid, "threadIdx.x": tile.threads}
     if tile.cluster > 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tvm_pivot.pack_tensor_cores import from_bits, to_bits
+from tvm_pivot.fragments import from_bits, to_bits
 from tvm_pivot.schedules.tensor_cores import TABLES, kernel_name, kernel_source
 
 EMULATOR = Path(__file__).parent / "gpu_emulator"
@@ -55,11 +55,16 @@ def rounded(values, dtype):
     return from_bits(to_bits(np.asarray(values, np.float32), dtype), dtype)
 
 
+def stored_bits(values, dtype):
+    """`values` as they lie in memory: in tf32, as float32 that nothing has rounded."""
+    return values.astype(np.float32).view(np.uint32) if dtype == "tf32" else to_bits(values, dtype)
+
+
 def aligned_bits(values, dtype):
-    """The bit patterns of `values`, at an address that copies of 16 bytes can start from."""
-    bits = to_bits(values, dtype)
-    room = np.empty(bits.size + 8, np.uint16)
-    skip = (-room.ctypes.data % 16) // 2
+    """The same, at an address that copies of 16 bytes can start from."""
+    bits = stored_bits(values, dtype)
+    room = np.empty(bits.size + 16 // bits.itemsize, bits.dtype)
+    skip = (-room.ctypes.data % 16) // bits.itemsize
     out = room[skip : skip + bits.size].reshape(bits.shape)
     out[...] = bits
     return out

@@ -65,8 +65,9 @@ def test_only_gpus_have_more_than_one_precision() -> None:
     assert resolve("x86").with_precision("float32") == resolve("x86")
     with pytest.raises(UnsupportedTargetError, match=r"'zen4' computes in float32 only"):
         PRESETS["zen4"].with_precision("float16")
-    with pytest.raises(UnsupportedTargetError, match=r"'t4' is sm_75, which has no bfloat16"):
-        PRESETS["t4"].with_precision("bfloat16")
+    for late in ("bfloat16", "tf32"):
+        with pytest.raises(UnsupportedTargetError, match=rf"'t4' is sm_75, which has no {late}"):
+            PRESETS["t4"].with_precision(late)
     with pytest.raises(UnsupportedTargetError, match=r"unknown precision 'int8'; known: float32"):
         PRESETS["h100"].with_precision("int8")
 

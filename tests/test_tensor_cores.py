@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tensor_core_oracle import aligned_bits, emulated, needs_compiler, rounded
+from tensor_core_oracle import aligned_bits, emulated, needs_compiler, rounded, stored_bits
 
 from benchmarks.gpu import tensor_core_cases
+from tvm_pivot.fragments import from_bits
 from tvm_pivot.layout import BlockShape
-from tvm_pivot.pack_tensor_cores import from_bits, pack_tensor_cores, to_bits
+from tvm_pivot.pack_tensor_cores import pack_tensor_cores
 from tvm_pivot.planes import AxisGeometry
 from tvm_pivot.schedules.problems import Epilogue
 from tvm_pivot.schedules.tensor_core_rule import choose_tensor_core_tile, roofline
@@ -40,14 +41,16 @@ A100, ADA, H100 = (PRESETS[name].gpu for name in ("a100", "rtx-4090", "h100"))
 def matrix_problem(n, k, m, rows, images=1, dtype="float16", out=None, epilogue=RELU, **more):
     """A dense layer, or a 1 x 1 convolution."""
     size = (images, n, k, m, k * m, rows, -(-n // rows))
-    return TensorCoreProblem(*size, dtype, out or dtype, epilogue, **more)
+    out = out or ("float32" if dtype == "tf32" else dtype)
+    return TensorCoreProblem(*size, dtype, out, epilogue, **more)
 
 
-def conv_problem(n, channels, window, rows, images=1, epilogue=RELU):
+def conv_problem(n, channels, window, rows, images=1, epilogue=RELU, dtype="float16"):
     y, x = window
     taps, pixels = y.kernel * x.kernel, y.output * x.output
     size = (images, n, channels * taps, pixels, channels * y.size * x.size, rows, -(-n // rows))
-    return TensorCoreProblem(*size, "float16", "float16", epilogue, window)
+    out = "float32" if dtype == "tf32" else dtype
+    return TensorCoreProblem(*size, dtype, out, epilogue, window)
 
 
 def sparse(rng, problem, density=0.3):
@@ -78,7 +81,8 @@ def check(problem, tile, folder, seed=0, **edit):
     """Emulate the kernel on random values and compare with float64."""
     rng = np.random.default_rng(seed)
     weight = sparse(rng, problem)
-    x = rounded(rng.standard_normal((problem.images, problem.image_halves)), problem.dtype)
+    given = rng.standard_normal((problem.images, problem.image_halves)).astype(np.float32)
+    x = rounded(given, problem.dtype)
     if problem.window is None:
         columns = x.reshape(problem.images, problem.columns, problem.pixels)
         offsets, taps = np.arange(problem.columns, dtype=np.int32) * problem.pixels, None
@@ -88,7 +92,9 @@ def check(problem, tile, folder, seed=0, **edit):
         offsets, taps = window_columns(channels, problem.window)
         columns = unfolded(x.reshape(problem.images, channels, y.size, w.size), problem.window)
     bias = rng.standard_normal(problem.outputs).astype(np.float32)
-    residual = rounded(rng.standard_normal(problem.output), problem.dtype)
+    residual = rng.standard_normal(problem.output).astype(np.float32)
+    if problem.dtype != "tf32":
+        given, residual = x, rounded(residual, problem.dtype)
     want = weight.astype(np.float64) @ columns.astype(np.float64) + bias[:, None]
     epilogue = problem.epilogue
     if epilogue.residual:
@@ -100,14 +106,15 @@ def check(problem, tile, folder, seed=0, **edit):
     halves = problem.out_dtype != "float32"
     out = np.full(problem.output, 0xFFFF if halves else np.nan, "uint16" if halves else "float32")
     run = emulated(problem, tile, folder, **edit)
-    run(aligned_bits(x, problem.dtype), packed, bias, to_bits(residual, problem.dtype), out, seed)
+    dtype = problem.dtype
+    run(aligned_bits(given, dtype), packed, bias, stored_bits(residual, dtype), out, seed)
     got = from_bits(out, problem.dtype) if halves else out
     np.testing.assert_allclose(got, want, rtol=EPSILON[problem.out_dtype], atol=1e-4)
 
 
-def tile(rows, columns, blocks, pixels, slab, slots, cluster, producers, loader, grid):
+def tile(rows, columns, blocks, pixels, slab, slots, cluster, producers, loader, grid, size=2):
     return TensorCoreTile(
-        rows, columns, blocks, pixels, slab, slots, 5, cluster, producers, loader, grid
+        rows, columns, blocks, pixels, slab, slots, 5, cluster, producers, loader, grid, size
     )
 
 
@@ -133,6 +140,22 @@ def tile(rows, columns, blocks, pixels, slab, slots, cluster, producers, loader,
             matrix_problem(70, 96, 49, 32, images=3, epilogue=EVERYTHING),
             tile(1, 1, 1, 64, 32, 2, 1, 1, "gather", 2),
         ),
+        (
+            matrix_problem(300, 160, 76, 32, dtype="tf32"),
+            tile(2, 1, 1, 64, 32, 2, 2, 1, "bulk", 2, 4),
+        ),
+        (
+            matrix_problem(100, 96, 72, 16, images=2, dtype="tf32", epilogue=EVERYTHING),
+            tile(1, 2, 2, 32, 32, 2, 1, 2, "async", 2, 4),
+        ),
+        (
+            matrix_problem(70, 160, 44, 8, images=2, dtype="tf32", epilogue=EVERYTHING),
+            tile(2, 1, 2, 64, 64, 2, 1, 1, "bulk", 2, 4),
+        ),
+        (
+            matrix_problem(70, 96, 49, 8, images=3, dtype="tf32", epilogue=EVERYTHING),
+            tile(1, 1, 2, 64, 32, 2, 1, 1, "gather", 2, 4),
+        ),
     ],
     ids=lambda value: value.loader if isinstance(value, TensorCoreTile) else value.block_rows,
 )
@@ -142,15 +165,29 @@ def test_matrices(problem, choice, tmp_path):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("axes", "rows"),
+    ("axes", "rows", "dtype"),
     [
-        ((AxisGeometry(9, 3, 2, 1, 1, 1), AxisGeometry(7, 3, 1, 1, 1, 1)), 16),
-        ((AxisGeometry(8, 1, 2), AxisGeometry(8, 5, 1, 2, 3, 4)), 8),
+        ((AxisGeometry(9, 3, 2, 1, 1, 1), AxisGeometry(7, 3, 1, 1, 1, 1)), 16, "float16"),
+        ((AxisGeometry(8, 1, 2), AxisGeometry(8, 5, 1, 2, 3, 4)), 8, "float16"),
+        ((AxisGeometry(9, 3, 2, 1, 1, 1), AxisGeometry(7, 3, 1, 1, 1, 1)), 32, "tf32"),
     ],
 )
-def test_convolutions(axes, rows, tmp_path):
-    problem = conv_problem(40, 8, axes, rows, images=3, epilogue=EVERYTHING)
-    check(problem, tile(2, 1, 2, 64, 24, 2, 1, 1, "gather", 1), tmp_path)
+def test_convolutions(axes, rows, dtype, tmp_path):
+    problem = conv_problem(40, 8, axes, rows, images=3, epilogue=EVERYTHING, dtype=dtype)
+    size = problem.element_bytes
+    check(problem, tile(2, 1, 2, 64, 24, 2, 1, 1, "gather", 1, size), tmp_path)
+
+
+@needs_compiler
+def test_a_missing_rounding_would_be_found(tmp_path):
+    def truncated(text):
+        assert text.count("round_tf32(v.x)") == 1
+        return text.replace("round_tf32(v.x)", "v.x")
+
+    problem = matrix_problem(64, 96, 200, 16, dtype="tf32")
+    with pytest.raises(AssertionError):
+        choice = tile(1, 1, 2, 64, 32, 2, 1, 1, "bulk", 1, 4)
+        check(problem, choice, tmp_path, edit=truncated)
 
 
 @needs_compiler
@@ -174,6 +211,18 @@ PROBLEMS = {
     "3x3": conv_problem(128, 128, (AxisGeometry(28, 3, 1, 1, 1, 1),) * 2, 8, 64, EVERYTHING),
     "3x3 stride 2": conv_problem(256, 128, (AxisGeometry(28, 3, 2, 1, 1, 1),) * 2, 16, 1),
     "7x7 pixels": conv_problem(512, 512, (AxisGeometry(7, 3, 1, 1, 1, 1),) * 2, 32, 64, EVERYTHING),
+    "tf32 8x1": matrix_problem(2048, 512, 4096, 8, dtype="tf32", epilogue=EVERYTHING),
+    "tf32 16x1": matrix_problem(512, 2048, 512, 16, dtype="tf32", epilogue=EVERYTHING),
+    "tf32 32x1": matrix_problem(4096, 4096, 4096, 32, dtype="tf32"),
+    "tf32 3x3": conv_problem(
+        128, 128, (AxisGeometry(28, 3, 1, 1, 1, 1),) * 2, 8, 64, EVERYTHING, "tf32"
+    ),
+    "tf32 7x7 pixels": conv_problem(
+        512, 512, (AxisGeometry(7, 3, 1, 1, 1, 1),) * 2, 32, 64, EVERYTHING, "tf32"
+    ),
+    "tf32 3x3 stride 2": conv_problem(
+        256, 128, (AxisGeometry(28, 3, 2, 1, 1, 1),) * 2, 16, 1, EVERYTHING, "tf32"
+    ),
     "1x1 of 196": matrix_problem(1024, 256, 196, 16, images=8, epilogue=EVERYTHING),
 }
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from .fragments import READ_TOGETHER, STEP, Bits, OperandType, fragment_order, from_bits, to_bits
 from .layout import FloatArray, IntArray
 from .pack import kept_blocks
 from .pivot import natural_rows
-
-STEP = 16  # columns that one tensor-core instruction sums over
-HalfType = Literal["float16", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -72,13 +69,13 @@ class PackedFragments:
             other, by slab and then by row block.
         places: int32 [steps + ahead, 16], where a step's columns lie in the slab, in bytes. A
             place that is not used repeats the one before it, with weights of zero.
-        weights: uint16 [steps + ahead, 16 R], bit patterns, in the order in which the lanes of a
-            warp hold them (see `fragment_order`).
+        weights: uint16 (tf32: uint32) [steps + ahead, 16 R], bit patterns, in the order in which
+            the lanes of a warp hold them (see `fragment_order`).
         rows: int32 [teams, warp rows, blocks, R], output rows; -1 where there is none.
     """
 
     shape: tuple[int, int]
-    dtype: HalfType
+    dtype: OperandType
     team: TeamShape
     slab_begin: IntArray
     columns: IntArray
@@ -86,7 +83,7 @@ class PackedFragments:
     counts: npt.NDArray[np.uint8]
     first: IntArray
     places: IntArray
-    weights: npt.NDArray[np.uint16]
+    weights: Bits
     rows: IntArray
 
     @property
@@ -110,42 +107,6 @@ class PackedFragments:
     def slot_bias(self, bias: FloatArray) -> FloatArray:
         """`bias` float32 [N] as the kernel reads it: like `rows`, zero where there is no row."""
         return np.where(self.rows >= 0, bias[self.rows], np.float32(0)).astype(np.float32)
-
-
-def fragment_order(block_rows: int) -> tuple[IntArray, IntArray]:
-    """(row, column) in a step's R x 16 weights of each stored value: int32 [16 R] each.
-
-    Lane l = 4 g + t of a warp holds, for each 16 rows, the pairs of columns (2 t, 2 t + 1) of rows
-    g and g + 8, then the same 8 columns further on; with R = 8, of row g alone.
-    """
-    lane = np.arange(32)[:, None, None]
-    group, pair = lane // 4, 2 * (lane % 4)
-    low = np.arange(2)[None, None, :]
-    if block_rows == 8:
-        register = np.arange(2)[None, :, None]
-        row, column = group + 0 * register + 0 * low, pair + 8 * register + low
-        return row.ravel().astype(np.int32), column.ravel().astype(np.int32)
-    register = np.arange(4)[None, :, None]
-    row = group + 8 * (register % 2) + 0 * low
-    column = pair + 8 * (register // 2) + low
-    halves = np.arange(block_rows // 16)[:, None] * 16
-    rows = (halves + row.ravel()).ravel()
-    return rows.astype(np.int32), np.tile(column.ravel(), block_rows // 16).astype(np.int32)
-
-
-def to_bits(values: FloatArray, dtype: HalfType) -> npt.NDArray[np.uint16]:
-    """`values` rounded to nearest even in `dtype`, as bit patterns."""
-    if dtype == "float16":
-        return values.astype(np.float16).view(np.uint16)
-    bits = values.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def from_bits(bits: npt.NDArray[np.uint16], dtype: HalfType) -> FloatArray:
-    """The float32 values of bit patterns."""
-    if dtype == "float16":
-        return bits.view(np.float16).astype(np.float32)
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def deal(counts: npt.NDArray[np.int64], team: TeamShape) -> IntArray:
@@ -177,7 +138,7 @@ class _Slabs:
 
 
 def _cut_slabs(
-    owned: npt.NDArray[np.bool_], offsets: IntArray, taps: IntArray, team: TeamShape
+    owned: npt.NDArray[np.bool_], offsets: IntArray, taps: IntArray, team: TeamShape, together: int
 ) -> _Slabs:
     """Slabs for the columns that row blocks keep: `owned` [teams, warp rows, blocks, K]."""
     k = owned.shape[3]
@@ -191,7 +152,7 @@ def _cut_slabs(
     kept = owned.reshape(any_team.shape[0], -1, k)
     for c, s in {*zip(crew.tolist(), slab[crew, column].tolist(), strict=True)}:
         mine = np.flatnonzero(any_team[c] & (slab[c] == s))
-        position[c, mine] = place_in_slab(kept[c][:, mine], team.slab)
+        position[c, mine] = place_in_slab(kept[c][:, mine], team.slab, together)
     at = (slab[crew, column], position[crew, column])
     bits = (needed << np.arange(team.crew)[None, :, None]).sum(axis=1)
     columns = np.zeros((int(begin[-1]), team.slab, 2), np.int32)
@@ -202,13 +163,12 @@ def _cut_slabs(
     return _Slabs(begin, columns, taken, slab, position)
 
 
-def place_in_slab(kept: npt.NDArray[np.bool_], slab: int) -> IntArray:
+def place_in_slab(kept: npt.NDArray[np.bool_], slab: int, banks: int = 8) -> IntArray:
     """Positions of columns in a slab: int32 [columns], for `kept` [row blocks, columns].
 
-    Positions that are a multiple of eight apart lie in the same banks. Each column goes where the
+    Positions that are a multiple of `banks` apart lie in the same banks. Each column goes where the
     row blocks that keep it have the fewest columns so far.
     """
-    banks = 8
     held = np.zeros((kept.shape[0], banks), np.int64)
     room = np.full(banks, slab // banks)
     position = np.empty(kept.shape[1], np.int32)
@@ -226,7 +186,7 @@ def pack_tensor_cores(
     weight: FloatArray,
     team: TeamShape,
     *,
-    dtype: HalfType = "float16",
+    dtype: OperandType = "float16",
     slots: IntArray | None = None,
     offsets: IntArray | None = None,
     taps: IntArray | None = None,
@@ -256,18 +216,21 @@ def pack_tensor_cores(
     mask = np.ones((slots.size // r, k), bool) if keep_all else kept_blocks(weight != 0, slots, r)
     hands = deal(mask.sum(axis=1), team)
     owned = np.where(hands[..., None] >= 0, mask[hands], False)
-    slabs = _cut_slabs(owned, offsets, taps, team)
-    at, column, position, cell, place = _kept_entries(owned, slabs, team)
+    together = READ_TOGETHER[dtype]
+    slabs = _cut_slabs(owned, offsets, taps, team, together)
+    at, column, position, cell, place = _kept_entries(owned, slabs, team, together)
     shape = (int(slabs.begin[-1]), team.crew, team.warp_rows, team.blocks)
     entries = np.bincount(cell, minlength=int(np.prod(shape)))
     counts = (-(-entries // STEP)).reshape(shape)
     first, start = _first_steps(counts, slabs.begin, team)
     step, lane = start[cell] + place // STEP, place % STEP
+    if dtype == "tf32":  # lanes that read at once hold columns that are four apart
+        lane = lane % 4 * 4 + lane // 4
     steps = int(counts.sum()) + team.ahead
     tiles = np.zeros((steps, r, STEP), np.float32)
     block_slots = slots.reshape(-1, r)
     tiles[step, :, lane] = weight[block_slots[hands.ravel()[at]], column[:, None]]
-    row_of, column_of = fragment_order(r)
+    row_of, column_of = fragment_order(r, dtype)
     return PackedFragments(
         (n, k),
         dtype,
@@ -284,7 +247,7 @@ def pack_tensor_cores(
 
 
 def _kept_entries(
-    owned: npt.NDArray[np.bool_], slabs: _Slabs, team: TeamShape
+    owned: npt.NDArray[np.bool_], slabs: _Slabs, team: TeamShape, together: int
 ) -> tuple[np.ndarray, ...]:
     """The kept columns of all row blocks, by cell (slab, team of the crew, warp row, block).
 
@@ -297,7 +260,7 @@ def _kept_entries(
     slab, position = slabs.slab[crew, column], slabs.position[crew, column]
     at = (teams * team.warp_rows + warp_row) * team.blocks + q
     cell = ((slab * team.crew + teams % team.crew) * team.warp_rows + warp_row) * team.blocks + q
-    order, place = spread_over_banks(cell, position)
+    order, place = spread_over_banks(cell, position, together)
     return at[order], column[order], position[order], cell[order], place
 
 
@@ -312,20 +275,23 @@ def _places(steps: int, step: IntArray, lane: IntArray, position: IntArray) -> I
     return places
 
 
-def spread_over_banks(cell: npt.NDArray[np.int64], position: IntArray) -> tuple[IntArray, IntArray]:
+def spread_over_banks(
+    cell: npt.NDArray[np.int64], position: IntArray, together: int = 8
+) -> tuple[IntArray, IntArray]:
     """An order of entries by cell, and each one's place among the steps of its cell.
 
-    The tensor cores' loads read eight columns at once, 16 bytes of each; columns that are a
-    multiple of eight apart lie in the same banks and wait for each other. Which columns go together
-    is free: those of each residue are dealt out to all the eights of the cell.
+    The tensor cores' loads read `together` columns at once, eight of 16 bytes or four of 32;
+    columns that are a multiple of that apart lie in the same banks and wait for each other. Which
+    columns go together is free: those of each residue are dealt out to all the eights (or fours)
+    of the cell.
     """
-    order = np.lexsort((position, position % 8, cell)).astype(np.int32)
+    order = np.lexsort((position, position % together, cell)).astype(np.int32)
     sorted_cell = cell[order]
     begins = np.flatnonzero(np.append(True, sorted_cell[1:] != sorted_cell[:-1]))[: cell.size]
     sizes = np.diff(np.append(begins, cell.size))
     number = np.arange(cell.size) - np.repeat(begins, sizes)
-    eights = np.repeat(-(-sizes // 8), sizes)
-    place = (number % eights * 8 + number // eights).astype(np.int32)
+    groups = np.repeat(-(-sizes // together), sizes)
+    place = (number % groups * together + number // groups).astype(np.int32)
     return order, place
 
 
@@ -368,7 +334,7 @@ def unpack_tensor_cores(packed: PackedFragments, offsets: IntArray | None = None
     offsets = np.arange(k, dtype=np.int32) if offsets is None else offsets
     column_at = np.argsort(offsets, kind="stable")
     values = from_bits(packed.weights, packed.dtype)
-    row_of, column_of = fragment_order(packed.team.block_rows)
+    row_of, column_of = fragment_order(packed.team.block_rows, packed.dtype)
     weight = np.zeros((n, k), np.float32)
     tile = np.empty((packed.team.block_rows, STEP), np.float32)
     for _, slab, step, rows in walk(packed):

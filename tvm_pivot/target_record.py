@@ -10,7 +10,7 @@ from .errors import UnsupportedTargetError
 
 # Threads of a warp.
 WARP = 32
-PRECISIONS = ("float32", "float16", "bfloat16")
+PRECISIONS = ("float32", "float16", "bfloat16", "tf32")
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ class PivotTarget:
         block_rows: heights R of R x 1 blocks to consider, best first.
         in_order: the core waits for a load that is used at once, and for all behind it.
         has_schedules: False where only the description exists so far.
-        precision: how weights are kept, and what layers hand on: one of `PRECISIONS`. Sums are
-            always float32. CPUs have float32 only.
+        precision: how weights are kept, and what layers hand on: one of `PRECISIONS`; ``"tf32"``
+            is float32 whose leading 11 bits tensor cores may multiply. Sums are always float32.
+            CPUs have float32 only.
         gpu: the GPU, for ``"cuda"``.
     """
 
@@ -91,6 +92,11 @@ class PivotTarget:
     precision: str = "float32"
     gpu: Gpu | None = None
 
+    @property
+    def storage(self) -> str:
+        """The dtype of weights and of what layers hand on."""
+        return "float32" if self.precision == "tf32" else self.precision
+
     def with_precision(self, precision: str) -> PivotTarget:
         """This target, computing in one of `PRECISIONS`.
 
@@ -104,10 +110,11 @@ class PivotTarget:
             raise UnsupportedTargetError(
                 f"target {self.name!r} computes in float32 only; {precision!r} needs a CUDA target"
             )
-        if precision == "bfloat16" and self.gpu is not None and self.gpu.capability < 80:
+        late = precision in ("bfloat16", "tf32")
+        if late and self.gpu is not None and self.gpu.capability < 80:
             raise UnsupportedTargetError(
-                f"target {self.name!r} is {self.gpu.arch}, which has no bfloat16 (sm_80 and later "
-                "have it): use float16 or float32"
+                f"target {self.name!r} is {self.gpu.arch}, which has no {precision} (sm_80 and "
+                "later have it): use float16 or float32"
             )
         return replace(self, precision=precision)
 

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tvm_pivot.fragments import from_bits, to_bits
 from tvm_pivot.layout import BlockShape, FloatArray
-from tvm_pivot.pack_tensor_cores import PackedFragments, from_bits, pack_tensor_cores, to_bits
+from tvm_pivot.pack_tensor_cores import PackedFragments, pack_tensor_cores
 from tvm_pivot.pivot import gather_rows
 from tvm_pivot.schedules.problems import Epilogue
 from tvm_pivot.schedules.tensor_core_rule import Roofline, candidates, choose_tensor_core_tile

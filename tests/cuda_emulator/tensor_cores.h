@@ -4,6 +4,7 @@
 #define TVM_PIVOT_PTX  // in place of cuda_ptx.cuh
 #define PIVOT_DEVICE static inline
 #include <map>
+#include "../gpu_emulator/numbers.h"
 
 namespace pivot {
 
@@ -22,20 +23,6 @@ static inline unsigned load_shared4(unsigned at) { return load<unsigned>(at); }
 static inline void store_shared4(unsigned at, unsigned v) { memcpy(shared(at), &v, 4); }
 static inline void store_shared8(unsigned at, uint2 v) { memcpy(shared(at), &v, 8); }
 static inline int forget(int v) { return v; }
-template <class To, class From> static To as(From v) { To t; memcpy(&t, &v, sizeof t); return t; }
-static inline unsigned float_bits(float f) { return as<unsigned>(f); }
-static inline float bits_float(unsigned bits) { return as<float>(bits); }
-template <bool kBfloat> static float widen(unsigned short bits) {
-  return kBfloat ? as<float>(unsigned(bits) << 16) : float(as<_Float16>(bits));
-}
-template <bool kBfloat> static unsigned narrow(float f) {
-  if (!kBfloat) return as<unsigned short>(_Float16(f));
-  unsigned bits = as<unsigned>(f);
-  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-template <bool kBfloat> static unsigned pack_pair(float low, float high) {
-  return narrow<kBfloat>(low) | narrow<kBfloat>(high) << 16;
-}
 
 // What each lane of the warp passed; `done` lets it go.
 struct Lanes {
@@ -83,6 +70,24 @@ static void multiply(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsig
     for (int k = 0; k < 16; ++k) {
       float a = element<kBfloat>(lanes, row / 8 + k / 8 * 2, row % 8, k % 8);
       d[i] += a * element<kBfloat>(lanes, 4 + k / 8, column, k % 8);
+    }
+  }
+  warp_sync();
+}
+
+static inline void multiply_tf32(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                                 unsigned b0, unsigned b1) {
+  Operands mine{{a0, a1, a2, a3, b0, b1}};
+  Lanes lanes = gather(&mine);
+  int lane = emulated::current->number % 32;
+  auto element = [&](int from, int fragment) {
+    return tf32_value(lanes.of<Operands>(from).v[fragment]);
+  };
+  for (int i = 0; i < 4; ++i) {
+    int row = lane / 4, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 8; ++k) {
+      float a = element(row * 4 + k % 4, i / 2 + k / 4 * 2);
+      d[i] += a * element(column * 4 + k % 4, 4 + k / 4);
     }
   }
   warp_sync();

@@ -22,6 +22,8 @@
 #include <random>
 #include <vector>
 
+#include "numbers.h"
+
 using std::max;
 using std::min;
 struct int2 { int x, y; };
@@ -235,46 +237,6 @@ static inline unsigned load_shared4(unsigned at) { return load<unsigned>(at); }
 static inline void store_shared4(unsigned at, unsigned v) { memcpy(shared(at, 4, 4), &v, 4); }
 static inline void store_shared8(unsigned at, uint2 v) { memcpy(shared(at, 8, 8), &v, 8); }
 static inline int forget(int v) { return v; }
-static inline unsigned float_bits(float f) {
-  unsigned bits;
-  memcpy(&bits, &f, 4);
-  return bits;
-}
-static inline float bits_float(unsigned bits) {
-  float f;
-  memcpy(&f, &bits, 4);
-  return f;
-}
-
-static inline float half_value(unsigned short bits) {
-  _Float16 h;
-  memcpy(&h, &bits, 2);
-  return h;
-}
-template <bool kBfloat>
-static float widen(unsigned short bits) {
-  if (!kBfloat) return half_value(bits);
-  const unsigned wide = unsigned(bits) << 16;
-  float f;
-  memcpy(&f, &wide, 4);
-  return f;
-}
-template <bool kBfloat>
-static unsigned narrow(float f) {
-  if (kBfloat) {
-    unsigned bits;
-    memcpy(&bits, &f, 4);
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  }
-  const _Float16 h = static_cast<_Float16>(f);
-  unsigned short bits;
-  memcpy(&bits, &h, 2);
-  return bits;
-}
-template <bool kBfloat>
-static unsigned pack_pair(float low, float high) {
-  return narrow<kBfloat>(low) | narrow<kBfloat>(high) << 16;
-}
 
 // Element (row, column) of a warp's 8 x 8 matrix of fragments.
 static unsigned short element(const unsigned (&lanes)[32], int row, int column) {
@@ -319,6 +281,29 @@ static void multiply(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsig
         const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
         double sum = 0;
         for (int k = 0; k < 16; ++k) sum += double(a[row][k]) * b[k][column];
+        float& out = static_cast<Arg*>(args[lane])->d[i];
+        out = static_cast<float>(out + sum);
+      }
+    }
+  });
+}
+
+static inline void multiply_tf32(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                                 unsigned b0, unsigned b1) {
+  struct Arg { float* d; unsigned v[6]; } arg{d, {a0, a1, a2, a3, b0, b1}};
+  meet(warp(), 32, &arg, [](void** args) {
+    float a[16][8], b[8][8];
+    for (int lane = 0; lane < 32; ++lane) {
+      const unsigned* v = static_cast<Arg*>(args[lane])->v;
+      const int group = lane / 4, k = lane % 4;
+      for (int i = 0; i < 4; ++i) a[group + i % 2 * 8][k + i / 2 * 4] = tf32_value(v[i]);
+      for (int i = 0; i < 2; ++i) b[k + i * 4][group] = tf32_value(v[4 + i]);
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        double sum = 0;
+        for (int k = 0; k < 8; ++k) sum += double(a[row][k]) * b[k][column];
         float& out = static_cast<Arg*>(args[lane])->d[i];
         out = static_cast<float>(out + sum);
       }
