@@ -10,6 +10,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import IRModule
 
+from ..errors import CompileError
 from ..schedules import Rule, rules_for
 from ..schedules.vector_math import expand
 from ..targets import PivotTarget
@@ -32,6 +33,9 @@ def schedule_functions(
         mod: the module.
         target: the machine.
         rules: what to try, in order; the target's rules by default.
+
+    Raises:
+        CompileError: no rule schedules a function for a GPU, where it cannot run without.
     """
     rules = rules_for(target) if rules is None else rules
     done: dict[Any, tirx.PrimFunc] = {}
@@ -59,7 +63,7 @@ def _named_like(func: tirx.PrimFunc, original: tirx.PrimFunc) -> tirx.PrimFunc:
 def _schedule(
     func: tirx.PrimFunc, name: str, target: PivotTarget, rules: Sequence[Rule]
 ) -> tirx.PrimFunc:
-    """`func` as the first rule schedules it; unchanged where even the last rule fails."""
+    """`func` as the first rule schedules it; unchanged where even the last rule fails on a CPU."""
     for rule in rules:
         try:
             sch = rule(func, target)
@@ -71,4 +75,6 @@ def _schedule(
             if target.family != "cuda":  # which has units for these functions
                 scheduled = expand(scheduled)
             return scheduled.with_attrs({SCHEDULED: True, RULE: rule.__module__.rsplit(".")[-1]})
+    if target.family == "cuda":  # TVM would let the host compute on the GPU's memory
+        raise CompileError(f"{name}: TVM has no schedule of it for GPUs")
     return func.with_attrs({SCHEDULED: True, RULE: "none"})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import Any
 
 from tvm import s_tir, tirx
 
 from ..targets import PivotTarget
+
+_log = logging.getLogger(__name__)
 
 
 @cache
@@ -29,7 +32,11 @@ def apply(func: tirx.PrimFunc, target: PivotTarget) -> s_tir.Schedule | None:
     machine = target.to_tvm()
     with machine:
         for rule in _rules():
-            schedule = rule.apply(func, machine, False)
+            try:
+                schedule = rule.apply(func, machine, False)
+            except Exception as error:  # the rule for transpositions fails on some reshapes
+                _log.debug("%s fails: %s", type(rule).__name__, error)
+                continue
             if schedule is not None:
                 return schedule
     return None

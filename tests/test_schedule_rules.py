@@ -18,11 +18,13 @@ from tvm import s_tir, tirx
 from tvm.relax import op
 from tvm.script import tirx as T
 
+from tvm_pivot.errors import CompileError
 from tvm_pivot.relay_passes.schedule_functions import schedule_functions
 from tvm_pivot.schedules import contraction, fallback, rules_for
 from tvm_pivot.schedules.analysis import Block, is_naive, leaf_blocks, walk
 from tvm_pivot.schedules.contraction import choose_tile
 from tvm_pivot.schedules.moves import whole_tiles
+from tvm_pivot.targets import resolve
 
 SIZES = st.sampled_from([1, 2, 3, 7, 16, 17, 31, 49, 65, 100])
 TARGETS = st.sampled_from([HOST, THREADED])
@@ -266,6 +268,15 @@ def test_scheduled_functions_are_left_alone() -> None:
 
 def broken(func: Any, target: Any) -> Any:
     raise RuntimeError("no")
+
+
+def test_a_gpu_runs_no_function_on_the_host() -> None:
+    target = resolve("cuda")
+    # TVM's own rule for transpositions fails on this one.
+    mod = module(lambda x: op.astype(op.reshape(x, (1, 98304)), "float16"), (768, 128))
+    assert rules(schedule_functions(mod, target)) == ["cuda_rules"]
+    with pytest.raises(CompileError, match="no schedule of it for GPUs"):
+        schedule_functions(mod, target, [broken])
 
 
 def test_a_failing_rule_leaves_the_function_to_the_next() -> None:
