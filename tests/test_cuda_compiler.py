@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_emulation import fatbin_entries, nvcc
+from cuda_emulation import compiled, fatbin_entries, nvcc
 from relax_nets import chained, conv, make, normal
 from tvm import relax
 from tvm.ir import IRModule
@@ -31,7 +31,7 @@ ptxas info    : Used 255 registers, used 0 barriers, 360 bytes cmem[0]
 """
 TEXT = 'extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }'
 
-__all__ = ["nvcc"]
+__all__ = ["compiled", "nvcc"]
 
 
 def small_net() -> IRModule:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import tvm
-from cuda_emulation import emulated_gpu, nvcc
+from cuda_emulation import compiled, emulated_gpu, nvcc
 
 from benchmarks.gpu import rooflines
 from tvm_pivot import cuda_compiler
@@ -31,7 +31,7 @@ from tvm_pivot.schedules.cuda_rows import CudaRowsTile, rows_kernel
 from tvm_pivot.schedules.problems import Epilogue, RowsProblem
 from tvm_pivot.targets import PRESETS, resolve
 
-__all__ = ["emulated_gpu", "nvcc"]
+__all__ = ["compiled", "emulated_gpu", "nvcc"]
 
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 

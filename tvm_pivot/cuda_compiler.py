@@ -96,26 +96,28 @@ def find_nvcc() -> Path:
     )
 
 
-def compile_fatbin(text: str, arch: str) -> tuple[bytes, tuple[KernelResources, ...]]:
-    """CUDA text as a fatbin: machine code for `arch`, and PTX for every later GPU.
+def compile_fatbin(text: str, *archs: str) -> tuple[bytes, tuple[KernelResources, ...]]:
+    """CUDA text as a fatbin: for each of `archs` machine code, and PTX for every later GPU.
 
     Raises:
         UnsupportedTargetError: there is no nvcc.
         CompileError: nvcc refuses the text.
     """
-    number = arch.removeprefix("sm_")
-    code = f"arch=compute_{number},code=[sm_{number},compute_{number}]"
+    numbers = [arch.removeprefix("sm_") for arch in archs]
+    codes = [f"-gencode=arch=compute_{n},code=[sm_{n},compute_{n}]" for n in numbers]
     # Where it may choose how many blocks run side by side, ptxas spills for one more of them.
     text = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 1)", text)
     with tempfile.TemporaryDirectory(prefix="tvm-pivot-") as folder:
         source, out = Path(folder, "kernels.cu"), Path(folder, "kernels.fatbin")
         source.write_text(text)
-        command = [str(find_nvcc()), "-fatbin", *_FLAGS, "-gencode", code, "-Xptxas", "-v"]
+        command = [str(find_nvcc()), "-fatbin", *_FLAGS, *codes, "-Xptxas", "-v"]
         done = subprocess.run(
             [*command, "-o", out, source], capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise CompileError(f"nvcc failed for {arch}:\n{done.stderr.strip()[-2000:]}")
+            raise CompileError(
+                f"nvcc failed for {', '.join(archs)}:\n{done.stderr.strip()[-2000:]}"
+            )
         return out.read_bytes(), tuple(parse_resources(done.stderr))
 
 
