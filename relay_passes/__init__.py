@@ -120,7 +120,7 @@ def _fuse_permutations(state: Compilation) -> Compilation:
 
 def _choose_kernels(state: Compilation) -> Compilation:
     planned = state.planned
-    if planned and state.target.family != "cuda":  # whose tiles its lowering chooses
+    if planned:
         planned = choose_kernels(state.mod, planned, state.target, state.tuned)
     return replace(state, planned=planned, reports=report_layers(state.originals, planned))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
-import numpy.typing as npt
 from tvm import tirx
 
-from ..layout import BlockShape, FloatArray, IntArray, PackedWeight, SlicedWeight
+from ..layout import BlockShape, IntArray, PackedWeight, SlicedWeight
 from ..pack import pack, pack_sliced
 from ..schedules import tile_rule, x86
 from ..schedules.bands import in_bands
@@ -21,33 +20,10 @@ from ..schedules.isolated_tasks import isolate_tasks
 from ..schedules.problems import Epilogue, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from ..targets import PivotTarget
 from ..windows import pack_windows
+from .cuda_kernels import cuda_choices, cuda_kernel, cuda_rule_choice
 from .detect import planes_problem
 from .layers import Layer, Plan, rows_problem
-from .pack_layer import pack_planes_layer
-
-
-@dataclass(frozen=True, eq=False)
-class LayerKernel:
-    """A layer's kernel.
-
-    Attributes:
-        key: equal keys ask for the same kernel.
-        make: makes it.
-        output: the shape of what it returns.
-        packed: the weight.
-        more: tables that follow the bias.
-    """
-
-    key: object
-    make: Callable[[], tirx.PrimFunc]
-    output: tuple[int, ...]
-    packed: PackedWeight | SlicedWeight
-    more: tuple[IntArray, ...]
-
-    def tables(self, bias: FloatArray) -> tuple[npt.NDArray[Any], ...]:
-        """What the kernel takes between its input and its residual; `bias` is float32 [N]."""
-        p = self.packed
-        return (p.indptr, p.index, p.data, p.rows, bias[p.rows], *self.more)
+from .pack_layer import LayerKernel, pack_planes_layer, tables_of
 
 
 def problem_of(layer: Layer, plan: Plan, epilogue: Epilogue) -> PlanesProblem | RowsProblem:
@@ -58,6 +34,8 @@ def problem_of(layer: Layer, plan: Plan, epilogue: Epilogue) -> PlanesProblem | 
 
 def rule_choice(layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarget) -> Choice:
     """What the target's rule chooses for a plan, for one core."""
+    if target.family == "cuda":
+        return cuda_rule_choice(layer, plan, epilogue, target)
     one, rule = replace(target, cores=1), tile_rule(target)
     problem = problem_of(layer, plan, epilogue)
     if isinstance(problem, RowsProblem):
@@ -87,6 +65,8 @@ def layer_choices(
 
     Choices that are predicted to be much slower than the best are left out.
     """
+    if target.family == "cuda":
+        return cuda_choices(layer, plans, epilogue, target)
     found: dict[Choice, float] = {}
     # Their cycles are those of the rule's choice; no other is predicted to be faster by so much.
     hopeless = HOPELESS * min(plan.cycles for plan in plans)
@@ -105,7 +85,8 @@ def layer_choices(
 
 def fits(choice: Choice, plan: Plan) -> bool:
     """Whether a choice is for this plan."""
-    return replace(choice, band_rows=0) == _choice(plan, choice.tile)
+    mine = (choice.plan_form, choice.block_rows, choice.keep_all, choice.own_columns, choice.window)
+    return mine == (plan.form, plan.block_rows, plan.keep_all, plan.own_columns, plan.window)
 
 
 def layer_kernel(
@@ -115,6 +96,8 @@ def layer_kernel(
 
     With bands its input and output are images; otherwise they are as the kernel's form has them.
     """
+    if target.family == "cuda":
+        return cuda_kernel(layer, plan, epilogue, choice, target)
     problem, tile = problem_of(layer, plan, epilogue), choice.tile
     if isinstance(problem, RowsProblem):
         assert isinstance(tile, RowsTile)
@@ -130,7 +113,7 @@ def layer_kernel(
         kernel = schedule_planes(planes_kernel(problem, tile), problem, tile)
         return isolate_tasks(kernel) if problem.block_rows == 1 else kernel
 
-    return LayerKernel((problem, tile), make, problem.output, packed, more)
+    return LayerKernel((problem, tile), make, problem.output, tables_of(packed, more))
 
 
 def _banded(
@@ -154,7 +137,7 @@ def _banded(
         return isolate_tasks(kernel) if band.block_rows == 1 else kernel
 
     output = (g.batch, g.outputs, g.y.output, g.x.output)
-    return LayerKernel((g, problem, bands, tile), make, output, packed, more)
+    return LayerKernel((g, problem, bands, tile), make, output, tables_of(packed, more))
 
 
 def _rows(
@@ -183,6 +166,5 @@ def _rows(
         (problem, tile),
         lambda: schedule_rows(rows_kernel(problem, tile), problem, tile),
         problem.output,
-        packed,
-        more,
+        tables_of(packed, more),
     )

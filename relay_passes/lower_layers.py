@@ -17,8 +17,9 @@ from ..targets import PivotTarget
 from .epilogues import FusedLayer, fuse_epilogues
 from .feature_major import FeatureMajor
 from .graph import MAIN, Rewriter, constant, static_shape
-from .layer_kernels import LayerKernel, layer_kernel, rule_choice
+from .layer_kernels import layer_kernel, rule_choice
 from .layers import Layer, Plan, PlannedLayer
+from .pack_layer import LayerKernel
 
 # Fewer floats than this are copied faster by one core than by waking another.
 PARALLEL_FLOATS = 1 << 17

@@ -1,14 +1,51 @@
-"""The tables of a layer's planes kernel: its weights packed the way the chosen tile walks them."""
+"""A layer's kernel and its tables: its weights packed the way the chosen tile walks them."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from ..layout import BlockShape, IntArray, PackedWeight
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+
+from ..layout import BlockShape, FloatArray, IntArray, PackedWeight, SlicedWeight
 from ..pack import column_tiles, join, pack
 from ..planes import ConvGeometry
 from ..schedules.problems import Panel, PlanesProblem, PlanesTile
 from .layers import Layer, Plan
+
+Tables = Callable[[FloatArray], tuple[npt.NDArray[Any], ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerKernel:
+    """A layer's kernel.
+
+    Attributes:
+        key: equal keys ask for the same kernel.
+        make: makes it.
+        output: the shape of what it returns.
+        tables: what it takes between its input and its residual, for a bias float32 [N].
+    """
+
+    key: object
+    make: Callable[[], tirx.PrimFunc]
+    output: tuple[int, ...]
+    tables: Tables
+
+
+def tables_of(packed: PackedWeight | SlicedWeight, more: tuple[IntArray, ...] = ()) -> Tables:
+    """The tables of a packed weight; `more` are those that follow the bias."""
+    return lambda bias: (
+        packed.indptr,
+        packed.index,
+        packed.data,
+        packed.rows,
+        bias[packed.rows],
+        *more,
+    )
 
 
 def pack_planes_layer(

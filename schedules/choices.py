@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..targets import PivotTarget
 from . import x86
 from .cost import PACK_CYCLES, planes_cycles, rows_cycles
+from .cuda_planes import CudaTile
+from .cuda_rows import CudaRowsTile
 from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .tensor_cores import Loader, TensorCoreTile
 
 # Beyond the rule's reach: columns of high blocks cut, more register tiles beside a panel.
 WIDE = x86.Reach(16, 8, 4, (0.25, 0.5, 0.85, 1.4))
@@ -25,6 +28,11 @@ BANDS = (1, 2, 3, 4, 5, 6, 8, 11, 14)
 WORST = 1.6
 # The same for the plans of a layer, each at its best.
 HOPELESS = 2.0
+
+Form = Literal["planes", "rows", "cuda_planes", "cuda_rows", "tensor_cores"]
+Tile = PlanesTile | RowsTile | CudaTile | CudaRowsTile | TensorCoreTile
+_TILES: dict[str, Any] = dict(zip(get_args(Form), get_args(Tile), strict=True))
+_LOADERS: tuple[str, ...] = get_args(Loader)
 
 
 @dataclass(frozen=True)
@@ -41,19 +49,30 @@ class Choice:
         band_rows: planes form: output rows of a band (see `in_bands`); 0: no bands.
     """
 
-    form: Literal["planes", "rows"]
+    form: Form
     block_rows: int
-    tile: PlanesTile | RowsTile
+    tile: Tile
     keep_all: bool = False
     own_columns: bool = False
     window: int = 0
     band_rows: int = 0
 
+    @property
+    def plan_form(self) -> str:
+        """The form of the plans that it can be a choice for."""
+        return self.form.removeprefix("cuda_")
+
     def decisions(self) -> dict[str, Any]:
         """The choice as one flat object of numbers, and the form."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tile"}
         tile = {name: value for name, value in asdict(self.tile).items() if name != "parallel"}
+        if "loader" in tile:
+            tile["loader"] = _LOADERS.index(tile["loader"])
         return {name: value if name == "form" else int(value) for name, value in own.items()} | tile
+
+    def numbers(self) -> dict[str, int]:
+        """The decisions with the form as a number too."""
+        return self.decisions() | {"form": list(_TILES).index(self.form)}
 
     @classmethod
     def of(cls, decisions: Mapping[str, Any]) -> Choice:
@@ -63,10 +82,12 @@ class Choice:
             ValueError: they describe none, whatever they are.
         """
         form = decisions.get("form")
-        kind: Any = {"planes": PlanesTile, "rows": RowsTile}.get(str(form))
+        kind = _TILES.get(str(form))
         if kind is None:
             raise ValueError(f"no kernel has the form {form!r:.20}")
-        of_tile = {f.name for f in fields(kind)} - {"parallel"}
+        of_tile = {f.name for f in fields(kind)}
+        fixed = {"parallel": False} if "parallel" in of_tile else {}
+        of_tile -= fixed.keys()
         of_self = {f.name for f in fields(cls)} - {"tile", "form"}
         numbers = {name: value for name, value in decisions.items() if name != "form"}
         if numbers.keys() != of_tile | of_self:
@@ -74,7 +95,12 @@ class Choice:
             raise ValueError(f"not the decisions of a {form} kernel: {odd:.60}")
         if not all(type(value) is int and 0 <= value <= 1 << 30 for value in numbers.values()):
             raise ValueError("decisions must be whole numbers")
-        tile = kind(**{name: numbers[name] for name in of_tile}, parallel=False)
+        of_kind: dict[str, Any] = {name: numbers[name] for name in of_tile}
+        if "loader" in of_kind:
+            if of_kind["loader"] >= len(_LOADERS):
+                raise ValueError(f"no loader has the number {of_kind['loader']}")
+            of_kind["loader"] = _LOADERS[of_kind["loader"]]
+        tile = kind(**of_kind, **fixed)
         own = {name: numbers[name] for name in of_self}
         flags = {name: bool(own[name]) for name in ("keep_all", "own_columns")}
         return cls(form=str(form), tile=tile, **{**own, **flags})  # type: ignore[arg-type]
@@ -140,13 +166,15 @@ def rows_space(problem: RowsProblem) -> Iterator[RowsTile]:
 
 # What decides most comes first: where a combination is not possible, the later ones give way.
 ORDER = (
-    "keep_all", "own_columns", "window", "block_rows", "band_rows", "vectors", "panel_pitch",
-    "lanes", "group_rows", "tiles", "k_tiles", "stretches", "unroll", "ahead",
+    "form", "keep_all", "own_columns", "window", "block_rows", "band_rows", "vectors",
+    "panel_pitch", "lanes", "group_rows", "tiles", "k_tiles", "stretches", "loader", "cluster",
+    "pixels", "vector", "warp_pixels", "blocks", "warp_rows", "warp_columns", "slab", "slots",
+    "splits", "warps", "unroll", "ahead",
 )  # fmt: skip
 
 
-def nearest(points: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]) -> int:
-    """Which of some decisions has the most important ones as wanted, or nearly."""
+def nearest(points: Sequence[Mapping[str, int]], wanted: Mapping[str, int]) -> int:
+    """Which of some points (see `Choice.numbers`) has the most important ones as wanted, nearly."""
     left: Sequence[int] = range(len(points))
     for name in ORDER:
         values = {points[i][name] for i in left if name in points[i]}

@@ -107,20 +107,27 @@ def choose_rows(
     problem: RowsProblem, entries: int, target: PivotTarget
 ) -> tuple[CudaRowsTile, float]:
     """The rows kernel's tile for `entries` packed entries, and its predicted cycles."""
-    gpu, size = _gpu(target), BYTES[target.storage]
     per_block = entries / problem.row_blocks
     splits = 1
     while splits < 8 and per_block > 2 * WARP * splits:
         splits *= 2
     unroll = 2 if problem.block_rows * problem.inputs <= MOST_SUMS // 2 else 1
     tile = CudaRowsTile(splits, max(1, 4 // splits), unroll)
-    steps = -(-per_block // (WARP * unroll * splits))
-    warps = problem.row_blocks * splits
+    return tile, rows_cycles(problem, tile, entries, target)
+
+
+def rows_cycles(
+    problem: RowsProblem, tile: CudaRowsTile, entries: float, target: PivotTarget
+) -> float:
+    """Predicted cycles of the rows kernel for `entries` packed entries."""
+    gpu, size = _gpu(target), BYTES[target.storage]
+    steps = -(-entries / problem.row_blocks // (WARP * tile.unroll * tile.splits))
+    warps = problem.row_blocks * tile.splits
     busy = min(1.0, warps / (QUARTERS * gpu.multiprocessors * BUSY_WARPS))
     products = entries * problem.block_rows * problem.inputs / gpu.fp32_lanes
     compute = products / gpu.multiprocessors / busy
     memory = _memory_cycles(entries * (size * problem.block_rows + 4), gpu.memory_gbs, gpu)
-    return tile, max(compute, memory / busy, steps * LOAD_CYCLES)
+    return max(compute, memory / busy, steps * LOAD_CYCLES)
 
 
 def fits_rows(problem: RowsProblem) -> bool:

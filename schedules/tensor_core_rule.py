@@ -221,8 +221,15 @@ def candidates(
     if gpu.capability < 80 or problem.block_rows not in MOST_SUMS:
         return
     for shape in _shapes(problem, gpu):
-        tile = replace(shape, grid=_grid(problem, shape, gpu))
-        yield tile, roofline(problem, tile, density, gpu)
+        yield resized(problem, shape, density, gpu)
+
+
+def resized(
+    problem: TensorCoreProblem, tile: TensorCoreTile, density: float, gpu: Gpu
+) -> tuple[TensorCoreTile, Roofline]:
+    """The tile with as many thread blocks as the GPU has work and room for, and its roofline."""
+    tile = replace(tile, grid=_grid(problem, tile, gpu))
+    return tile, roofline(problem, tile, density, gpu)
 
 
 def choose_tensor_core_tile(

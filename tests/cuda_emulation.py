@@ -35,6 +35,11 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="tvm-pivot-emulator-")
 
 
+def scratch() -> Path:
+    """Where the stand-ins for the driver and the CUDA runtime are, for other processes."""
+    return Path(_scratch().name)
+
+
 def _compile(out: Path, source: Path, *options: str) -> None:
     command = ["g++", "-std=c++17", "-shared", "-fPIC", "-w", *options, "-o", out, source]
     done = subprocess.run(command, capture_output=True, text=True)

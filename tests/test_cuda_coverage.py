@@ -30,8 +30,8 @@ VARIANTS = {
     "resnet56_cifar": "16x1@0.2",
     "ultraface": "8x1@0.1",
 }
-# VGG-16, half a gigabyte to make and to read, is compiled once, for tensor cores. The other types, and
-# tiles for sm_90 alone (its bulk copies and clusters), with networks whose layers differ most.
+# VGG-16, half a gigabyte to make and to read, is compiled once, for tensor cores. The other types,
+# and tiles for sm_90 alone (its bulk copies and clusters), with networks whose layers differ most.
 CASES = [
     *((name, "float32", "cuda") for name in VARIANTS if name != "vgg16"),
     *((name, "float16", "cuda") for name in VARIANTS),

@@ -13,6 +13,7 @@ import typer
 from .cli_common import (
     AsJson,
     PivotSeconds,
+    Precision,
     Shapes,
     Target,
     errors,
@@ -24,6 +25,8 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+
+    from .tuning.tuner import TuneReport
 
 
 def tune(
@@ -41,11 +44,24 @@ def tune(
         float | None, typer.Option("--minutes", min=0.0, help="Stop after so long.")
     ] = None,
     shape: Shapes = None,
+    precision: Precision = "float32",
     pivot_seconds: PivotSeconds = 2.0,
     tracker: Annotated[
         str | None, typer.Option("--tracker", help="Measure on a farm: its tracker, host:port.")
     ] = None,
     key: Annotated[str, typer.Option("--key", help="Which devices of the farm.")] = "",
+    batch_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--batch-out",
+            help="For a GPU elsewhere: build candidates into this folder; measure.py in it "
+            "measures them there.",
+        ),
+    ] = None,
+    batch_in: Annotated[
+        Path | None,
+        typer.Option("--batch-in", help="Add what measure.py wrote (results.json) to the log."),
+    ] = None,
     export: Annotated[
         Path | None,
         typer.Option("--export", help="Write the best record of each layer here, to hand on."),
@@ -54,21 +70,23 @@ def tune(
 ) -> None:
     """Measure candidates for every layer, and keep the fastest. Ctrl-C keeps what is known."""
     with errors(context):
-        if log is None or (model is None and export is None):
-            raise InputError("say which model to tune, and with --log where to keep records")
+        _check(model, log, batch_out, (batch_in, export))
+        assert log is not None
         found: dict[str, Any] = {}
-        if model is not None:
-            found = _tune(
-                model,
-                log,
-                as_json,
-                target=target,
-                trials=trials,
-                minutes=minutes,
-                shapes=parse_shapes(shape),
-                pivot_seconds=pivot_seconds,
-                runner=_runner(tracker, key),
-            )
+        how = {
+            "target": target,
+            "trials": trials,
+            "shapes": parse_shapes(shape),
+            "precision": precision,
+            "pivot_seconds": pivot_seconds,
+        }
+        if batch_in is not None:
+            found = _read_batch(batch_in, log, as_json)
+        if batch_out is not None:
+            found |= _write_batch(model, log, batch_out, as_json, how)
+        elif model is not None and batch_in is None:
+            runner = _runner(tracker, key)
+            found = _tune(model, log, as_json, minutes=minutes, runner=runner, **how)
         if export is not None:
             count = _export(log, export)
             found["exported"] = count
@@ -78,11 +96,44 @@ def tune(
             print_json(found)
 
 
+def _check(
+    model: Path | None, log: Path | None, batch_out: Path | None, others: tuple[Path | None, ...]
+) -> None:
+    if log is None or (model is None and not any(others)):
+        raise InputError("say which model to tune, and with --log where to keep records")
+    if batch_out is not None and model is None:
+        raise InputError("--batch-out needs the model to build candidates of")
+
+
+def _write_batch(
+    model: Path | None, log: Path, folder: Path, as_json: bool, how: dict[str, Any]
+) -> dict[str, Any]:
+    from .tuning.batch import write_batch
+
+    report = write_batch(str(model), folder=folder, log=log, **how)
+    if not as_json:
+        typer.echo(
+            f"{report}\n\ncopy the folder to the machine with the GPU, and there: "
+            f"python measure.py\nthen here: tvm-pivot tune --log {log} --batch-in results.json"
+        )
+    return {"folder": str(folder), "candidates": sum(report.candidates), "failed": report.failed}
+
+
+def _read_batch(results: Path, log: Path, as_json: bool) -> dict[str, Any]:
+    from .tuning.batch_results import read_batch
+
+    return _shown(read_batch(results, log), log, as_json)
+
+
 def _tune(model: Path, log: Path, as_json: bool, **how: Any) -> dict[str, Any]:
     import tvm_pivot
 
     with _progress() as progress:
         report = tvm_pivot.tune(str(model), log=log, progress=progress, **how)
+    return _shown(report, log, as_json)
+
+
+def _shown(report: TuneReport, log: Path, as_json: bool) -> dict[str, Any]:
     if not as_json:
         typer.echo(f"{report}\n\nrecords are in {log}: tvm-pivot build --log {log}")
     return {**asdict(report), "log": str(log), "gain": report.gain}

@@ -4,7 +4,7 @@
     python FOLDER/check.py          # there
 
 In it: TVM's runtime (no compiler) from PyPI's wheels, this package, the networks and layers of
-`cases`, compiled, and their inputs and expected outputs.
+`cases` and the kernels of `tensor_core_cases`, compiled, and their inputs and expected outputs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 import tvm_pivot
 from benchmarks import zoo
 from benchmarks.gpu.cases import LAYERS, NETWORKS, Layer, Network
+from benchmarks.gpu.tensor_core_cases import CHIPS, build_all
 
 PYTHON = "3.12"
 PLATFORMS = ("2_28", "2_27", "2_24", "2_17")
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--target", default="h100")
     parser.add_argument("--only", default="", help="part of the names of cases to build")
     parser.add_argument("--wheels", type=Path, help="wheels downloaded before")
+    parser.add_argument("--masks", type=Path, help="really pruned matrices (DLMC.npz)")
     given = parser.parse_args()
     folder: Path = given.folder
     (folder / "cases").mkdir(parents=True, exist_ok=True)
@@ -51,6 +53,10 @@ def main() -> None:
         if given.only in case.key:
             add_case(folder / "cases", case, given.target)
             print(case.key, flush=True)
+    gpu = tvm_pivot.targets.resolve(given.target).gpu
+    if gpu is not None and gpu.arch in CHIPS:
+        built = build_all(folder / "tensor_cores", gpu.arch, given.masks, given.only)
+        print(*built, sep="\n", flush=True)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")
     if size > MOST_BYTES:

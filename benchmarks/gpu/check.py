@@ -1,20 +1,28 @@
-"""Check every case of a bundle on this machine's GPU, then time it beside torch.
+"""Check everything in a bundle on this machine's GPU, then time it beside torch: one command.
 
-Started from a bundle (see `bundle`), on a machine with torch. Writes JSON: device, driver,
-versions, date, the error of each case against float32 or float64 references, and times in
-milliseconds. Times are medians of device events, all in one process, of the whole network with its
-input on the device.
+    python FOLDER/check.py [--json gpu_results.json] [--minutes 5] [--only resnet50]
+
+Started from a bundle (see `bundle`), on a machine with torch. First every network and layer is
+checked and timed beside dense torch; then the tensor-core kernels by themselves; then sparse rivals
+(2:4, BSR, Triton) and CUDA graphs; then torch.compile, which takes longest. The results are written
+after each step, so that little is lost if it is interrupted. Times are medians between device
+events; ours and a rival take turns in one process, with the network's input on the device.
+What does not work is a result too: its reason is noted, and the rest goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,163 +34,259 @@ import torch
 
 import tvm_pivot
 from benchmarks import zoo
+from benchmarks.gpu import tensor_core_timing
 from benchmarks.gpu.cases import LAYERS, NETWORKS, Layer, Network
+from benchmarks.gpu.rivals import COMPILED, DENSE, SPARSE, Rival, layer_rivals, network_rivals
+from benchmarks.gpu.timing import interleaved
+from tvm_pivot.cuda_runtime import DeviceSlot
 
-# Of the norm of the reference.
-TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
-WARM_UP, ROUNDS = 10, 50
+Case = Network | Layer
+# Of the norm of the reference. Those of 16-bit types are for whole networks.
+TOLERANCE, TOLERANCE_16 = {"float32": 1e-4}, 2e-2
+# A rival may use TF32; one that is further off computes something else.
+RIVAL_TOLERANCE = 5e-2
+STAGES = {DENSE: "dense", SPARSE: "sparse", COMPILED: "compiled"}
 
 
-def main() -> None:
-    """Check, time, write."""
+@dataclass(frozen=True)
+class Step:
+    """A part of the check: its name, and what does it."""
+
+    name: str
+    run: Callable[[], None]
+
+
+def main(arguments: Sequence[str] | None = None, folder: Path = FOLDER) -> int:
+    """Run all steps, as far as the time allows; 1 if something of ours is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--json", type=Path, default=Path("gpu_results.json"))
+    parser.add_argument("--minutes", type=float, default=5.0, help="start nothing after these")
+    parser.add_argument("--only", default="", help="part of the names of cases to run")
     parser.add_argument("--compile-mode", default="default", help="of torch.compile")
-    parser.add_argument("--seconds", type=float, default=400.0, help="start no case after these")
-    given = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    began, results = time.perf_counter(), []
-    for case in (*LAYERS, *NETWORKS):
-        path = FOLDER / "cases" / f"{case.key}.pivot"
-        if not path.is_file() or time.perf_counter() - began > given.seconds:
+    given = parser.parse_args(arguments)
+    torch.backends.cudnn.benchmark = True
+    results: dict[str, Any] = {"machine": machine(), "cases": {}, "tensor_cores": {}, "left": []}
+    began = time.monotonic()
+    for step in steps(folder, given.only, given.compile_mode, results):
+        if time.monotonic() - began > 60 * given.minutes:
+            results["left"].append(step.name)
             continue
-        results.append(run_case(case, path, given.compile_mode))
-        print(json.dumps(results[-1]), flush=True)
-        given.json.write_text(json.dumps({"machine": machine(), "cases": results}, indent=1))
-    wrong = [r["case"] for r in results if not r.get("right")]
-    print(f"{len(results)} cases, {len(wrong)} mismatches {wrong}")
-    sys.exit(bool(wrong))
+        print(step.name, flush=True)
+        step.run()
+        given.json.write_text(json.dumps(results, indent=1))
+    given.json.write_text(json.dumps(results, indent=1))
+    print(*table(results), sep="\n")
+    wrong = mismatches(results)
+    print(f"{len(wrong)} wrong {wrong}; {len(results['left'])} steps left: no time; {given.json}")
+    return int(bool(wrong))
+
+
+def steps(folder: Path, only: str, mode: str, results: dict[str, Any]) -> Iterator[Step]:
+    """What there is to do, most important first."""
+    there = [(case, folder / "cases" / f"{case.key}.pivot") for case in (*NETWORKS, *LAYERS)]
+    there = [(case, path) for case, path in there if path.is_file() and only in case.key]
+    for stage, word in STAGES.items():
+        for case, path in there:
+            found = results["cases"].setdefault(case.key, {"rivals": {}})
+            yield Step(f"{case.key}, {word}", partial(run_case, case, path, stage, mode, found))
+        if stage == DENSE:
+            kernels = folder / "tensor_cores"
+            for number, name in enumerate(tensor_core_timing.case_keys(kernels)):
+                if only in name:
+                    found = results["tensor_cores"].setdefault(name, {})
+                    yield Step(f"kernels, {name}", partial(run_kernels, kernels, number, found))
 
 
 def machine() -> dict[str, str]:
-    """What the numbers were measured on, and when."""
+    """What the numbers are measured on, with what, and when."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    name, driver = subprocess.run(query, capture_output=True, text=True).stdout.split(", ")
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as e:
+        said = f"unknown: {type(e).__name__}"
+    name, _, driver = said.partition("\n")[0].partition(", ")
+    cudnn = torch.backends.cudnn
     return {
         "device": name,
         "driver": driver.strip(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "tvm": tvm_pivot.runtime.tvm_version(),
+        "tvm_pivot": tvm_pivot.__version__,
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda),
-        "tf32": "off",
+        "cudnn": str(cudnn.version() if cudnn.is_available() else None),
+        "triton": version_of("triton"),
         "numpy": np.__version__,
+        "of torch": _settings(),
     }
 
 
-def run_case(case: Network | Layer, path: Path, mode: str) -> dict[str, Any]:
-    """One case: its error and its times, or what went wrong."""
-    found: dict[str, Any] = {"case": case.key}
+def _settings() -> str:
+    """What torch is allowed to do that changes its times."""
+    halves = torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
+    tuned = torch.backends.cudnn.benchmark
+    return f"sums of float16 in float16: {halves}; cuDNN tries all its algorithms: {tuned}"
+
+
+def version_of(package: str) -> str:
+    """The version of a package, or why there is none."""
+    try:
+        return str(import_module(package).__version__)
+    except Exception as e:  # a broken one must not end the script
+        return reason(e)
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def run_kernels(folder: Path, number: int, found: dict[str, Any]) -> None:
+    """One case of the tensor-core kernels."""
+    try:
+        found |= tensor_core_timing.measure(folder, number)
+    except Exception as e:
+        found["failed"] = reason(e)
+    release()
+
+
+def run_case(case: Case, path: Path, stage: int, mode: str, found: dict[str, Any]) -> None:
+    """One case beside the rivals of a stage; the first time it is checked."""
+    ours: Callable[[], Any] | None = None
     try:
         net = tvm_pivot.load(path)
-        found["error"] = error(case, net, path)
-        found["right"] = found["error"] <= TOLERANCE[case.precision]
-        found["tvm_pivot"] = time_ours(net)
+        if stage == DENSE:
+            found["error"] = error(case, net, path)
+            found["right"] = found["error"] <= TOLERANCE.get(case.precision, TOLERANCE_16)
+        ours = runner(net)
+        if stage == DENSE and torch.cuda.is_available():
+            found["ours_ms"] = interleaved({"ours": ours})["ours"] * 1e3
     except Exception as e:  # one broken kernel must not hide the others' results
-        found["failed"] = f"{type(e).__name__}: {e}"[:500]
-        return found
-    for name, make in rivals(case, mode).items():
-        try:
-            found[name] = milliseconds(make())
-        except Exception as e:
-            found[name] = f"{type(e).__name__}: {e}"[:200]
+        found["failed"] = reason(e)
+    try:
+        for rival in rivals(case, mode):
+            if rival.stage == stage:
+                found["rivals"][rival.name] = beside(rival, ours, case, path)
+    except Exception as e:
+        found["rivals"]["torch"] = {"failed": reason(e)}
+    release()
+
+
+def release() -> None:
+    """Give back what torch and its compiler hold."""
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def beside(rival: Rival, ours: Callable[[], Any] | None, case: Case, path: Path) -> dict[str, Any]:
+    """A rival's error and times beside ours, or why there are none."""
+    found: dict[str, Any] = {}
+    try:
+        run = rival.make()
+        if rival.same:
+            got = run().detach().float().cpu().numpy()
+            found["error"] = distance(some(case, got), reference(case, path))
+            if not found["error"] < RIVAL_TOLERANCE:
+                raise ValueError(f"computes something else: an error of {found['error']:.1e}")
+        runs = {"rival": run} | ({} if ours is None else {"ours": ours})
+        found |= {f"{name}_ms": 1e3 * s for name, s in interleaved(runs).items()}
+    except Exception as e:
+        found["failed"] = reason(e)
     return found
 
 
-def error(case: Network | Layer, net: tvm_pivot.Session, path: Path) -> float:
+def error(case: Case, net: tvm_pivot.Session, path: Path) -> float:
+    """Of our network, over the norm of the reference."""
+    got = net.run(model_input(case, path))
+    whole = distance(some(case, got), reference(case, path))
+    return whole if np.isfinite(got).all() else float("inf")
+
+
+def some(case: Case, y: Any) -> Any:
+    """What is compared: a network's first output and last, and some of a layer's."""
+    count = 64 if isinstance(case, Layer) else 2
+    return y[np.linspace(0, len(y) - 1, count).astype(int)]
+
+
+def distance(got: Any, expected: Any) -> float:
     """Norm of the difference over that of the reference; NaN counts as infinite."""
-    if isinstance(case, Layer):
-        x = case.input()
-        exact = (
-            torch.from_numpy(x).cuda().double() @ torch.from_numpy(case.weight()).cuda().double().T
-        )
-        got, expected = net.run(x), exact.cpu().numpy()
-    else:
-        with np.load(path.with_suffix(".npz")) as arrays:
-            ends, expected = arrays["x"], arrays["y"]
-        batch = np.concatenate([np.roll(ends[:1], n, -1) for n in range(case.batch)])
-        got = net.run(batch)
-        got = np.concatenate([got[:1], got[-1:]])
     off = np.linalg.norm((got - expected).astype(np.float64)) / np.linalg.norm(expected)
     return float(off) if np.isfinite(off) else float("inf")
 
 
-def time_ours(net: tvm_pivot.Session) -> float:
-    """Milliseconds of a run whose input lies on the device."""
-    import tvm_ffi
+def model_input(case: Case, path: Path) -> Any:
+    """float32, the whole batch."""
+    if isinstance(case, Layer):
+        return case.input()
+    with np.load(path.with_suffix(".npz")) as arrays:
+        first = arrays["x"][:1]
+    return np.concatenate([np.roll(first, n, -1) for n in range(case.batch)])
 
+
+def reference(case: Case, path: Path) -> Any:
+    """What `some` of the outputs should be."""
+    if isinstance(case, Layer):
+        return some(case, case.input()).astype(np.float64) @ case.weight().astype(np.float64).T
+    with np.load(path.with_suffix(".npz")) as arrays:
+        return arrays["y"]
+
+
+def runner(net: tvm_pivot.Session) -> Callable[[], Any]:
+    """A run of ours whose input lies on the device."""
     (spec,) = net.inputs
-    x = torch.randn(spec.shape, device="cuda", dtype=torch.float32)
-    run, tensor = net.virtual_machine()["main"], tvm_ffi.from_dlpack(x)
-    return milliseconds(lambda: run(tensor))
+    x = np.random.default_rng(0).standard_normal(spec.shape).astype(spec.numpy_dtype())
+    tensor, run = DeviceSlot(spec).fill(x), net.virtual_machine()["main"]
+    return lambda: run(tensor)
 
 
-def rivals(case: Network | Layer, mode: str) -> dict[str, Callable[[], Callable[[], Any]]]:
-    """torch on the same network, as functions that prepare a run."""
-    dtype = torch.float16 if case.precision == "float16" else torch.float32
+def rivals(case: Case, mode: str) -> Iterator[Rival]:
+    """torch on the same network or layer."""
+    if not torch.cuda.is_available():
+        raise RuntimeError("torch finds no GPU: nothing to compare with")
+    dtype = getattr(torch, case.precision, torch.float32)  # TF32 is a way to compute in float32
+    if isinstance(case, Layer):
+        pair = (torch.from_numpy(a).to("cuda", dtype) for a in (case.weight(), case.input()))
+        weight, x = pair
+        return layer_rivals(weight, x, (case.rows, case.columns), mode)
 
-    def dense(compiled: bool) -> Callable[[], Any]:
-        if isinstance(case, Layer):
-            module, x = case.module(), torch.from_numpy(case.input())
-        else:
-            module, x = zoo.build_torch(case.name, case.variant)
-            x = torch.cat([x] * case.batch)
-        module, x = module.to("cuda", dtype), x.to("cuda", dtype)
-        if x.ndim == 4:
-            module = module.to(memory_format=torch.channels_last)
-            x = x.to(memory_format=torch.channels_last)
-        run = torch.compile(module, mode=mode) if compiled else module
-        return inference(lambda: run(x))
+    def make() -> tuple[Any, Any]:
+        module, x = zoo.build_torch(case.name, case.variant)
+        x = torch.cat([x.roll(n, -1) for n in range(case.batch)])
+        return module.to("cuda", dtype), x.to("cuda", dtype)
 
-    found = {"torch": lambda: dense(False), "torch.compile": lambda: dense(True)}
-    if isinstance(case, Layer) and dtype == torch.float16:
-        found["torch 2:4"] = lambda: semi_structured(case)
-        if case.rows == case.columns:
-            found["torch BSR"] = lambda: block_sparse(case)
-    return found
+    return network_rivals(make, dtype, mode)
 
 
-def inference(run: Callable[[], Any]) -> Callable[[], Any]:
-    """`run` without autograd."""
-
-    def step() -> Any:
-        with torch.inference_mode():
-            return run()
-
-    return step
-
-
-def semi_structured(case: Layer) -> Callable[[], Any]:
-    """A layer of the same shape with every second weight of a pair of pairs kept."""
-    mask = torch.tensor([0, 0, 1, 1], device="cuda").tile(case.outputs, case.inputs // 4)
-    weight = torch.randn(mask.shape, device="cuda", dtype=torch.float16) * mask
-    sparse = torch.sparse.to_sparse_semi_structured(weight)
-    x = torch.from_numpy(case.input()).to("cuda", torch.float16)
-    return inference(lambda: torch.nn.functional.linear(x, sparse))
+def mismatches(results: dict[str, Any]) -> list[str]:
+    """What of ours is wrong, or did not run."""
+    wrong = [key for key, found in results["cases"].items() if found.get("right") is False]
+    wrong += [key for key, found in results["cases"].items() if "failed" in found]
+    for name, found in results["tensor_cores"].items():
+        right = all(one["right"] for one in found.get("variants", []))
+        wrong += [] if right and "failed" not in found else [name]
+    return list(dict.fromkeys(wrong))
 
 
-def block_sparse(case: Layer) -> Callable[[], Any]:
-    """The layer in torch's block-sparse format."""
-    weight = torch.from_numpy(case.weight()).to("cuda", torch.float16)
-    sparse = weight.to_sparse_bsr((case.rows, case.columns))
-    x = torch.from_numpy(case.input()).to("cuda", torch.float16).T.contiguous()
-    return inference(lambda: sparse @ x)
-
-
-def milliseconds(run: Callable[[], Any]) -> float:
-    """Median time of a run, between device events."""
-    for _ in range(WARM_UP):
-        run()
-    torch.cuda.synchronize()
-    pairs = []
-    for _ in range(ROUNDS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
-        pairs.append((begin, end))
-    torch.cuda.synchronize()
-    return float(np.median([begin.elapsed_time(end) for begin, end in pairs]))
+def table(results: dict[str, Any]) -> Iterator[str]:
+    """One line for each case, and its rivals: milliseconds, and ours over theirs."""
+    for key, found in results["cases"].items():
+        said = found.get("failed") or f"{found.get('ours_ms', float('nan')):.3f} ms"
+        yield f"{key}: {said}, error {found.get('error', float('nan')):.1e}"
+        for name, rival in found["rivals"].items():
+            if "rival_ms" not in rival:
+                yield f"    {name}: {rival['failed']}"
+            else:
+                times = rival["rival_ms"], rival.get("ours_ms", float("nan"))
+                yield f"    {name}: {times[0]:.3f} ms, ours is {times[0] / times[1]:.2f}x as fast"
+    for name, found in results["tensor_cores"].items():
+        yield f"{name}: {found.get('failed', '')}"
+        pairs = [*enumerate(found.get("variants", [])), *found.get("rivals", {}).items()]
+        for label, one in pairs:
+            times = [f"{one[s]:.1f} us {s[:4]}" for s in ("cold_us", "warm_us") if s in one]
+            yield f"    {label}: {', '.join(times) or one.get('failed', '')}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

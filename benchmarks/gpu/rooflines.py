@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.rooflines [--target h100]
 
 Nothing is measured: FLOPs and bytes are counted, and divided by the rates of the data sheet; the
-last column is what the schedule rule predicts. For tensor cores: `tensor_core_cases --table`.
+last column is what the schedule rule predicts. For tensor cores: `tensor_core_cases`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Build what `tensor_core_timing.py` measures: tensor-core kernels, compiled, and their tables.
+"""Build what `tensor_core_timing` measures: tensor-core kernels, compiled, and their tables.
 
-    python -m benchmarks.gpu.tensor_core_cases OUT [--arch sm_90] [--masks DLMC.npz]
-    python -m benchmarks.gpu.tensor_core_cases --table [--arch sm_90] [--masks DLMC.npz]
+    python -m benchmarks.gpu.tensor_core_cases [--arch sm_90] [--masks DLMC.npz]
 
-It needs nvcc and no GPU. Of each loader and size of cluster the tile with the shortest predicted
-time is built. OUT then holds cubins, tables, weights and cases.json; copy it to the GPU machine
-together with `tensor_core_timing.py`. ``--table`` builds nothing, and prints what each case has to
-do: megabytes, and the microseconds that each unit of the GPU takes.
+prints what each case has to do: megabytes, and the microseconds that each unit of the GPU takes.
+`bundle` builds the cases, for which it needs nvcc and no GPU: of each loader and size of cluster
+the tile with the shortest predicted time. Their folder holds cubins, tables, weights and
+cases.json.
 """
 
 from __future__ import annotations
@@ -137,7 +136,7 @@ def build(case: Case, out: Path, number: int, arch: str) -> dict[str, object]:
         variants.append(_variant(problem, tile, cost) | {"tables": tables})
     return {
         "name": case.name, "density": density, "pixels": PIXELS, "cubin": cubin,
-        "weight": f"case{number}.npz", "variants": variants,
+        "weight": f"case{number}.npz", "variants": variants, "block": [case.rows, case.columns],
     }  # fmt: skip
 
 
@@ -165,27 +164,22 @@ def _tables(packed: PackedFragments) -> dict[str, np.ndarray]:
     return {f"t{i}": table for i, table in enumerate((*packed.tables, bias))}
 
 
+def build_all(out: Path, arch: str, masks: Path | None, only: str = "") -> list[str]:
+    """Build the cases with `only` in their names; returns these names."""
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = [case for case in cases(masks) if only in case.name]
+    built = [build(case, out, number, arch) for number, case in enumerate(chosen)]
+    (out / "cases.json").write_text(json.dumps(built, indent=1))
+    return [case.name for case in chosen]
+
+
 def main() -> None:
-    """Build all cases."""
+    """Print the rooflines."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, nargs="?")
-    parser.add_argument("--table", action="store_true")
     parser.add_argument("--arch", choices=sorted(CHIPS), default="sm_90")
     parser.add_argument("--masks", type=Path)
     options = parser.parse_args()
-    if options.table:
-        print(*table(options.masks, options.arch), sep="\n")
-        return
-    if options.out is None:
-        parser.error("say where to put what is built, or --table")
-    options.out.mkdir(parents=True, exist_ok=True)
-    built = [
-        build(case, options.out, number, options.arch)
-        for number, case in enumerate(cases(options.masks))
-    ]
-    (options.out / "cases.json").write_text(json.dumps(built, indent=1))
-    for case in built:
-        print(case["name"], [round(v["predicted_us"], 1) for v in case["variants"]])
+    print(*table(options.masks, options.arch), sep="\n")
 
 
 if __name__ == "__main__":

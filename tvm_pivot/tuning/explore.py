@@ -49,7 +49,7 @@ def explore(search: Search, records: Sequence[TuningRecord], trials: int, seed: 
         for choice, seconds in job.times.items()
     ]
     records = [*records, *now]
-    memory = {job.name: _known(job, records) for job in jobs}
+    memory = {job.name: known_times(job, records) for job in jobs}
     extractor = ChoiceFeatures(jobs[0].task.target)
     for job in jobs:
         extractor.add(job.name, job.task.choices)
@@ -65,11 +65,12 @@ def explore(search: Search, records: Sequence[TuningRecord], trials: int, seed: 
                 verbose_eval=0,
             )
             _teach(model, jobs, contexts, records)
-        callbacks = [
-            _Report(search, jobs),
-            ms.measure_callback.UpdateCostModel(),
-            ms.measure_callback.AddToDatabase(),
-        ]
+        callbacks = [_Report(search, jobs)]
+        if not search.later:
+            callbacks += [
+                ms.measure_callback.UpdateCostModel(),
+                ms.measure_callback.AddToDatabase(),
+            ]
         try:
             ms.tune.tune_tasks(
                 tasks=contexts,
@@ -169,8 +170,8 @@ class _Report(PyMeasureCallback):  # type: ignore[misc]
         self.search.check()
 
 
-def _known(job: Job, records: Iterable[TuningRecord]) -> dict[Choice, float]:
-    """What is known of a task's choices."""
+def known_times(job: Job, records: Iterable[TuningRecord]) -> dict[Choice, float]:
+    """What is known of a task's choices: of each its last time."""
     known: dict[Choice, float] = {}
     for record in records:
         if record.task == job.task.key:

@@ -24,11 +24,13 @@ from .space import TASK, choice_of
 
 _PROBLEM = (
     "batch", "columns", "rows", "row_blocks", "block_rows", "height", "width", "pitch", "taps",
-    "groups", "lines", "reach", "inputs", "window",
+    "groups", "lines", "reach", "inputs", "window", "channels", "taps_y", "taps_x", "stride_y",
 )  # fmt: skip
 _DECISIONS = (
     "keep_all", "own_columns", "window", "block_rows", "band_rows", "lanes", "vectors", "tiles",
-    "group_rows", "k_tiles", "stretches", "panel_pitch", "unroll", "ahead",
+    "group_rows", "k_tiles", "stretches", "panel_pitch", "unroll", "ahead", "form", "loader",
+    "cluster", "pixels", "vector", "warp_pixels", "blocks", "warp_rows", "warp_columns", "slab",
+    "slots", "splits", "warps", "grid",
 )  # fmt: skip
 COUNT = len(_PROBLEM) + len(_DECISIONS) + 8
 
@@ -49,7 +51,7 @@ def features(
         predicted: its predicted cycles over those of the rule's choice, if known.
         target: for its caches.
     """
-    decisions = choice.decisions()
+    decisions = choice.numbers()
     row = [_log(problem.get(name)) for name in _PROBLEM]
     row += [_log(decisions.get(name)) for name in _DECISIONS]
     row.append(_log(entries))

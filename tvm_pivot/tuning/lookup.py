@@ -13,7 +13,9 @@ from .records import TargetKey, TaskKey, TuningRecord
 # other extents only how often a tile repeats.
 _WEIGHTS = {"block_rows": 4.0, "taps": 2.0}
 # These follow from others and would count them twice.
-_DERIVED = frozenset({"image_floats", "row_blocks", "pitch"})
+_DERIVED = frozenset(
+    {"image_floats", "row_blocks", "pitch", "channels", "input_height", "input_width"}
+)
 _OTHER_CPU = 1.0
 _UNKNOWN = 2.0
 

@@ -36,7 +36,8 @@ class TargetKey:
         name: what the user called it; not compared.
         family: the schedule family, e.g. ``"x86"``.
         mcpu: LLVM's name of the CPU; of a GPU, its compute capability.
-        features: what is switched on or off beside it, as in ``"+avx512bf16"``.
+        features: what is switched on or off beside it, as in ``"+avx512bf16"``; of a GPU, how many
+            multiprocessors it has.
         lanes: fp32 elements in one vector register.
         cores: cores that the candidate ran on.
     """
@@ -58,6 +59,8 @@ class TargetKey:
         """The key of a target to compile for."""
         spec = target.tvm
         mcpu, features = str(spec.get("mcpu", spec.get("arch", ""))), spec.get("mattr", ())
+        if target.gpu is not None:
+            features = (f"{target.gpu.multiprocessors} multiprocessors",)
         return cls(target.name, target.family, mcpu, tuple(features), target.lanes, target.cores)
 
 

@@ -13,7 +13,10 @@ from tvm.s_tir.meta_schedule.builder import BuilderInput
 from tvm.s_tir.meta_schedule.runner import RunnerInput
 
 from ..schedules.choices import Choice
-from ..schedules.problems import PlanesTile
+from ..schedules.cuda_planes import CudaTile
+from ..schedules.cuda_rows import CudaRowsTile
+from ..schedules.problems import RowsTile
+from ..schedules.tensor_cores import TensorCoreTile
 from .lookup import nearest
 from .machine import clear, recalled
 from .records import TuningRecord
@@ -71,7 +74,7 @@ class Job:
         found = [self.task.rule]
         for near in nearest(records, self.task.key, 3, within=4.0):
             with contextlib.suppress(ValueError):
-                found.append(self.points.nearest(stored_choice(near.record).decisions()))
+                found.append(self.points.nearest(stored_choice(near.record).numbers()))
         predicted = self.task.choices
         by_sort: dict[object, Choice] = {}
         for choice in sorted(predicted, key=lambda choice: predicted[choice]):
@@ -83,9 +86,15 @@ class Job:
 def _sort(choice: Choice) -> object:
     """Choices of one sort differ in extents only."""
     tile = choice.tile
-    if not isinstance(tile, PlanesTile):
+    own = (choice.form, choice.block_rows, choice.keep_all, choice.band_rows > 0)
+    if isinstance(tile, RowsTile):
         return replace(choice, tile=replace(tile, unroll=0))
-    own = (choice.block_rows, choice.keep_all, choice.band_rows > 0)
+    if isinstance(tile, CudaTile):
+        return (*own, tile.vector > 1, tile.splits > 1)
+    if isinstance(tile, CudaRowsTile):
+        return (*own, tile.splits > 1)
+    if isinstance(tile, TensorCoreTile):
+        return (*own, tile.loader, tile.cluster > 1)
     return (*own, tile.vectors, tile.panel, tile.k_tiles > 1, tile.group_rows > 1)
 
 
@@ -107,6 +116,7 @@ class Search:
         measured: told of every candidate as it is measured.
         until: `time.monotonic` at which to stop; None: never.
         learn: choose candidates by a cost model; False: at random.
+        later: candidates are measured elsewhere, later: that they have no times teaches nothing.
         stop: set it to say why the search is to end behind the batch at hand.
         made: the job, the choice and the builder's result of each artifact.
     """
@@ -117,6 +127,7 @@ class Search:
     measured: Measured
     until: float | None = None
     learn: bool = True
+    later: bool = False
     stop: str = ""
     made: dict[str, tuple[Job, Choice, Any]] = field(default_factory=dict)
 

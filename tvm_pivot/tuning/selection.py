@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ..relay_passes.cuda_kernels import cuda_points
 from ..relay_passes.layer_kernels import fits, problem_of, rule_choice
 from ..relay_passes.layers import Layer, Plan
 from ..schedules import x86
@@ -23,7 +24,7 @@ from .records import TaskKey, TuningRecord
 from .tasks import other_plans, task_key
 
 # Where the shipped logs of targets with so many lanes are.
-_FOLDERS = {("x86", 16): "x86-avx512", ("x86", 8): "x86-avx2"}
+_FOLDERS = {("x86", 16): "x86-avx512", ("x86", 8): "x86-avx2", ("cuda", 32): "cuda"}
 # How far away a task may be whose record is used; another epilogue is 1 away, as is twice the size.
 WITHIN = 1.5
 # What is predicted to be slower than this, against the rule's choice, is not for this task.
@@ -116,6 +117,10 @@ def _exact(
     plan = next((other for other in plans if fits(choice, other)), plan)
     if not fits(choice, plan):
         raise ValueError("its blocks are not possible here")
+    if target.family == "cuda":
+        if choice not in cuda_points(layer, plan, epilogue, target):
+            raise ValueError("its tile is not possible here")
+        return plan, choice
     if choice.tile not in _space(choice, layer, plan, epilogue, one):
         raise ValueError("its tile is not possible here")
     return plan, choice
@@ -142,17 +147,29 @@ def _moved(
     """The choice of another task, made to fit this one; None where it promises nothing here."""
     if not fits(choice, plan):
         return None
+    if target.family == "cuda":
+        return _moved_on_gpu(choice, layer, plan, epilogue, target)
     one, problem = replace(target, cores=1), problem_of(layer, plan, epilogue)
     if isinstance(problem, PlanesProblem) and choice.band_rows:
         choice = replace(choice, band_rows=min(choice.band_rows, problem.height))
     tiles = _space(choice, layer, plan, epilogue, one)
     points = [replace(choice, tile=tile) for tile in tiles]
-    moved = points[nearest([point.decisions() for point in points], choice.decisions())]
+    moved = points[nearest([point.numbers() for point in points], choice.numbers())]
     if isinstance(problem, RowsProblem):
         return moved
     rule = rule_choice(layer, plan, epilogue, one)
     costs = [_cycles(problem, some, plan.entries, one) for some in (moved, rule)]
     return moved if costs[0] <= _WORST_TRANSFER * costs[1] else None
+
+
+def _moved_on_gpu(
+    choice: Choice, layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarget
+) -> Choice | None:
+    cycles = cuda_points(layer, plan, epilogue, target)
+    points = list(cycles)
+    moved = points[nearest([point.numbers() for point in points], choice.numbers())]
+    rule = cycles[rule_choice(layer, plan, epilogue, target)]
+    return moved if cycles[moved] <= _WORST_TRANSFER * rule else None
 
 
 def _cycles(problem: PlanesProblem, choice: Choice, entries: int, target: PivotTarget) -> float:

@@ -43,11 +43,14 @@ class Points:
 
     def __init__(self, choices: Iterable[Choice]) -> None:
         self.choices = tuple(choices)
-        self.decisions = [choice.decisions() for choice in self.choices]
-        self.names = [name for name in ORDER if name in self.decisions[0]]
+        self.decisions = [choice.numbers() for choice in self.choices]
+        # A decision that a kernel does not have is 0 where other kernels of the space have it.
         self.values = {
-            name: sorted({point[name] for point in self.decisions}) for name in self.names
+            name: sorted({point.get(name, 0) for point in self.decisions})
+            for name in ORDER
+            if any(name in point for point in self.decisions)
         }
+        self.names = list(self.values)
 
     def nearest(self, wanted: Mapping[str, int]) -> Choice:
         """The point that has the most important decisions as wanted, or nearly."""
@@ -56,10 +59,10 @@ class Points:
     def sample(self, sch: s_tir.Schedule, chosen: Choice | None = None) -> None:
         """Make all decisions of a candidate: at random, or those of a choice."""
         block = sch.get_sblock(_BLOCK)
-        decisions = None if chosen is None else chosen.decisions()
+        decisions = None if chosen is None else chosen.numbers()
         for name in self.names:
             values = self.values[name]
-            which = None if decisions is None else values.index(decisions[name])
+            which = None if decisions is None else values.index(decisions.get(name, 0))
             chances = [1.0 / len(values)] * len(values)
             sampled = sch.sample_categorical(values, chances, decision=which)
             sch.annotate(block, name, sampled)

@@ -13,10 +13,11 @@ from tvm.ir import IRModule
 
 from ..layout import FloatArray
 from ..planes import ConvGeometry
+from ..relay_passes.cuda_kernels import gpu_task
+from ..relay_passes.cuda_layers import cuda_cycles
 from ..relay_passes.detect import candidates
 from ..relay_passes.epilogues import fuse_epilogues
 from ..relay_passes.layer_kernels import (
-    LayerKernel,
     fits,
     layer_choices,
     layer_kernel,
@@ -24,6 +25,7 @@ from ..relay_passes.layer_kernels import (
     rule_choice,
 )
 from ..relay_passes.layers import Layer, Plan, PlannedLayer
+from ..relay_passes.pack_layer import LayerKernel
 from ..schedules.choices import Choice
 from ..schedules.problems import Epilogue
 from ..targets import PivotTarget
@@ -104,17 +106,33 @@ class LayerTask:
 
 
 def task_key(layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarget) -> TaskKey:
-    """The key of a layer's records: what its rule's plan asks of one core."""
-    problem = problem_of(layer, plan, epilogue)
+    """The key of a layer's records: what its rule's plan asks of one core, or of a GPU."""
+    problem: Any = None
+    if target.family == "cuda":
+        problem = gpu_task(layer, plan, epilogue, target)
+    else:
+        problem = problem_of(layer, plan, epilogue)
     return TaskKey.of(plan.form, problem, plan.entries, replace(target, cores=1))
 
 
 def other_plans(layer: Layer, plan: Plan, target: PivotTarget) -> list[Plan]:
-    """Plans of the same form as `plan`, but with other blocks, or dense."""
+    """Plans with other blocks than `plan`, or dense; for CPUs only those of its form."""
     found = [] if np.all(layer.matrix) else list(candidates(layer, target, keep_all=False))
     found += candidates(layer, target, keep_all=True)
     mine = _kind(plan)
+    if target.family == "cuda":
+        found = [_in_order_of(plan, other, layer, target) for other in found]
+        return [other for other in found if _kind(other) != mine]
     return [other for other in found if other.form == plan.form and _kind(other) != mine]
+
+
+def _in_order_of(plan: Plan, other: Plan, layer: Layer, target: PivotTarget) -> Plan:
+    """`other` with the rows in the order of `plan`, where that gathers its blocks better."""
+    alike = other.block_rows == plan.block_rows and other.keep_all == plan.keep_all
+    if not alike or other.entries <= plan.entries:
+        return other
+    moved = replace(plan, form=other.form)
+    return replace(moved, cycles=cuda_cycles(layer, moved, target))
 
 
 def _kind(plan: Plan) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 import tvm
 from tvm import tirx
 
-from ..relay_passes.layer_kernels import LayerKernel
+from ..relay_passes.pack_layer import LayerKernel
 from ..schedules.choices import Choice
 from ..schedules.pack_planes import pack_planes, packed_first
 from .artifacts import arguments_of, contents_of

@@ -71,12 +71,14 @@ class TuneReport:
         seconds: how long it took.
         stopped: why it ended before all trials were used; empty if it did not.
         log: where the records are.
+        notes: what else is to be said of the measurements.
     """
 
     tasks: tuple[TunedTask, ...]
     seconds: float
     stopped: str
     log: Path
+    notes: tuple[str, ...] = ()
 
     @property
     def gain(self) -> float:
@@ -95,7 +97,7 @@ class TuneReport:
         trials = sum(task.trials for task in self.tasks)
         end = f", stopped: {self.stopped}" if self.stopped else ""
         lines.append(f"{trials} trials in {self.seconds:.0f} s{end}; {self.gain:.2f}x over layers")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 class Progress:
@@ -122,6 +124,7 @@ def tune(
     example_inputs: Sequence[Any] | None = None,
     params: Mapping[str, Any] | None = None,
     shapes: Mapping[str, int | Sequence[int]] | None = None,
+    precision: str = "float32",
     pivot_seconds: float = PIVOT_SECONDS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -139,7 +142,7 @@ def tune(
         minutes: when to stop.
         runner: ``"local"`` for this machine, or what `rpc` returns, told
             ``allocate="tvm_pivot.tuning.artifacts:contents_of"``.
-        example_inputs, params, shapes, pivot_seconds: as for `build`.
+        example_inputs, params, shapes, precision, pivot_seconds: as for `build`.
         seed: of the search. Times steer it too, so it does not repeat exactly.
         progress: is told how it goes on.
 
@@ -152,7 +155,9 @@ def tune(
     """
     began = time.monotonic()
     until = None if minutes is None else began + 60 * minutes
-    described = resolve(target).require_schedules()
+    described = resolve(target).require_schedules().with_precision(precision)
+    if described.family == "cuda":
+        raise TuningError("GPUs are tuned by batches of candidates: see --batch-out, `write_batch`")
     if described.family != "x86":
         raise TuningError(f"there is nothing to tune for targets of the family {described.family}")
     path, tell = Path(log), progress or Progress()
