@@ -2,46 +2,63 @@
 
 The candidates are those of every CPU (see `x86`). What differs: weights are loaded as vectors and
 multiplied by lane (see `held_operands`), so that loads hardly count; and a core that issues in
-order loads the operands of two entries together, and waits once for both.
+order, and no load beside a multiply-add, loads the operands of several entries together (see
+`neon_sum`), and waits once for all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..targets import PivotTarget
 from . import x86
 from .cost import far_bytes, input_misses, rows_cycles
+from .neon_sum import REGISTERS, NeonSum
 from .problems import Bands, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
-# Fitted to model cycles (llvm-mca) of single layers. Around the sum of a register tile, and of
-# each of its accumulators: from the bias to the store, and between two K tiles.
-TILE_CYCLES, STORE_CYCLES, REST_CYCLES = 30.0, 3.5, 2.5
+
+@dataclass(frozen=True)
+class _Around:
+    """Cycles around the sum of a register tile, and of each of its accumulators: from the bias to
+    the store, and between two K tiles.
+    """
+
+    tile: float
+    store: float
+    rest: float
+
+
+# All of these are fitted to model cycles (llvm-mca) of single layers.
+OUT_OF_ORDER, IN_ORDER = _Around(30.0, 3.5, 2.5), _Around(15.5, 3.0, 8.5)
+GROUPED = _Around(17.5, 3.3, 1.3)
 # Vector loads per cycle beside the multiply-adds, and what an entry's index and addresses take.
 LOADS_PER_CYCLE, ENTRY_CYCLES = 2.0, 0.1
-# What an in-order core waits for an entry's address and operands; and how much longer than others
-# it takes for what surrounds the sums, where each instruction depends on the one before.
-WAIT_CYCLES, IN_ORDER_SLOWER = 24.0, 2.5
+# What an in-order core waits for an entry's address and operands, and how much longer a load takes.
+WAIT_CYCLES, LATE_CYCLES = 7.0, 1.3
+# With grouped loads: what a group waits, and an entry's index and address.
+GROUP_CYCLES, GROUPED_ENTRY_CYCLES = 10.0, 1.0
 # A vector that is copied: into a panel, or from a strip to its place.
 COPY_CYCLES = 2.5
 # Bytes per cycle from beyond level 2.
 FAR_BYTES = 6.0
-# Entries loaded together by an in-order core, where the registers suffice.
-MOST_ENTRIES = 2
+# Blocks of 8 rows have their columns cut, too: their register tiles are no wider than two vectors.
+REACH = replace(x86.RULE, k_tiled_rows=8)
+# Entries whose loads stand together, where the registers suffice.
+MOST_ENTRIES = 4
 
 
 def choose_planes(
     problem: PlanesProblem, entries: int, target: PivotTarget
 ) -> tuple[PlanesTile, float]:
     """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles."""
-    tile, cycles = x86.choose_planes(problem, entries, target, planes_cycles)
-    together = _together(problem.block_rows, tile.vectors, target)
+    tile, cycles = x86.choose_planes(problem, entries, target, planes_cycles, REACH)
+    together = _together(problem, tile, target)
     return replace(tile, weight_lanes=target.lanes, entries=together), cycles
 
 
 def choose_bands(problem: PlanesProblem, entries: int, target: PivotTarget) -> Bands | None:
     """The bands in which a layer lays out its planes; see `x86.choose_bands`."""
-    return x86.choose_bands(problem, entries, target, planes_cycles)
+    return x86.choose_bands(problem, entries, target, planes_cycles, REACH)
 
 
 def choose_rows(problem: RowsProblem, entries: int, target: PivotTarget) -> tuple[RowsTile, float]:
@@ -59,12 +76,17 @@ def planes_cycles(
     if not problem.compact:
         span, total = tile.group_rows, problem.height
     groups = problem.batch * -(-total // span)
-    around = tile.k_tiles * TILE_CYCLES + STORE_CYCLES * accumulators
-    around += (tile.k_tiles - 1) * REST_CYCLES * accumulators
-    if target.in_order:
-        around *= IN_ORDER_SLOWER
-    step = _step_cycles(problem, tile, target)
-    cycles = groups * tile.tiles * (entries * step + problem.row_blocks * around)
+    blocks = problem.row_blocks * tile.k_tiles
+    together = _together(problem, tile, target)
+    if together > 1:
+        step = _grouped_cycles(problem, tile, entries / blocks, together, target)
+        around = GROUPED
+    else:
+        step = _step_cycles(problem, tile, target) * entries / blocks
+        around = IN_ORDER if target.in_order else OUT_OF_ORDER
+    resting = around.store + (tile.k_tiles - 1) * around.rest
+    each = tile.k_tiles * (around.tile + step) + resting * accumulators
+    cycles = groups * tile.tiles * problem.row_blocks * each
     if tile.panel:
         vectors = problem.columns * -(-span // tile.lanes)
         cycles += COPY_CYCLES * groups * tile.stretches * vectors
@@ -85,14 +107,34 @@ def _step_cycles(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) 
     late = vectors * (near * (1.0 - misses) + far * misses)
     multiply = rows * vectors / target.fma_per_cycle
     if target.in_order:
-        return multiply + WAIT_CYCLES / _together(rows, vectors, target) + late
+        return multiply + WAIT_CYCLES + late + LATE_CYCLES * vectors
     loads = (vectors + weights + 1) / LOADS_PER_CYCLE
     return max(multiply, loads, target.fma_latency) + ENTRY_CYCLES + late
 
 
-def _together(rows: int, vectors: int, target: PivotTarget) -> int:
-    """Entries whose operands fit the registers beside the accumulators."""
-    if not target.in_order:
+def _grouped_cycles(
+    problem: PlanesProblem, tile: PlanesTile, count: float, together: int, target: PivotTarget
+) -> float:
+    """Cycles of the ragged sum of about `count` entries in assembly, in one register tile."""
+    rows, vectors = problem.block_rows, tile.vectors
+    misses = input_misses(problem, tile, target)
+    near, far = target.load_cycles
+    loads = vectors * (near * (1.0 - misses) + far * misses) + rows / target.lanes
+    multiply = max(rows * vectors / target.fma_per_cycle, target.fma_latency)
+    # What is left over is cut into groups of powers of two.
+    left = sum(entries.bit_count() for entries in range(together)) / together
+    waits = count / together + left - (together - 1) / 2 / together
+    return count * (multiply + loads + GROUPED_ENTRY_CYCLES) + waits * GROUP_CYCLES
+
+
+def _together(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> int:
+    """Entries whose loads stand together in assembly; 1: LLVM orders them.
+
+    Where no load is issued beside a multiply-add, order costs nothing but what is waited for.
+    """
+    if not target.in_order or target.load_cycles[0] < 1.0 or target.registers < REGISTERS:
         return 1
-    free = target.registers - 1 - rows * vectors
-    return max(1, min(MOST_ENTRIES, free // (vectors + -(-rows // target.lanes))))
+    if tile.lanes < target.lanes:
+        return 1
+    sums = (NeonSum(problem.block_rows, tile.vectors, e) for e in range(MOST_ENTRIES, 1, -1))
+    return next((one.entries for one in sums if one.fits), 1)

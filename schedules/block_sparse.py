@@ -90,8 +90,12 @@ def _kernel(
     slot: Callable[[Index], Any],
     segment: Callable[[Mapping[str, Any]], Any],
     walked: int = 0,
+    biased: bool = False,
 ) -> Kernel:
-    """Close a compute: the epilogue over `domain`, and the function's argument list."""
+    """Close a compute: the epilogue over `domain`, and the function's argument list.
+
+    With `biased` the values have their bias already.
+    """
     tables = {t.op.name: t for t in inputs}
     shape = problem.output
     other = None
@@ -100,7 +104,8 @@ def _kernel(
 
     def epilogue(*index: Any) -> Any:
         residual = None if other is None else other(*place(tables["rows"], index))
-        return problem.epilogue.apply(value(index), tables["bias"][slot(index)], residual)
+        bias = None if biased else tables["bias"][slot(index)]
+        return problem.epilogue.apply(value(index), bias, residual)
 
     y = te.compute(domain, epilogue, name=OUTPUT)
     args = [*inputs, *([] if other is None else [other]), y]
@@ -157,7 +162,15 @@ def planes_kernel(problem: PlanesProblem, tile: PlanesTile) -> Kernel:
         return walk.block(index[2], index[4]) * r_ + index[6]
 
     return _kernel(
-        problem, inputs, lambda i: acc(*i), domain, place, slot, walk.named_segment, WALKED
+        problem,
+        inputs,
+        lambda i: acc(*i),
+        domain,
+        place,
+        slot,
+        walk.named_segment,
+        WALKED,
+        tile.in_assembly,
     )
 
 
@@ -276,7 +289,8 @@ def _squeezed(
         return strip(*index[:6], index[6] * pitch + column(index))
 
     domain = (*walk.domain, r_, tile.group_rows, pieces, lanes)
-    return _kernel(problem, inputs, value, domain, place, slot, walk.named_segment, WALKED)
+    segment, biased = walk.named_segment, tile.in_assembly
+    return _kernel(problem, inputs, value, domain, place, slot, segment, WALKED, biased)
 
 
 def rows_kernel(problem: RowsProblem, tile: RowsTile) -> Kernel:

@@ -9,7 +9,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import TensorLoad, TensorRegion
-from tvm.s_tir import SBlockRealize, Schedule
+from tvm.s_tir import SBlock, SBlockRealize, Schedule
 
 from .block_sparse import OUTPUT, STRIP, Kernel
 from .carried_sums import K_TILES, carry_sums
@@ -24,7 +24,7 @@ RAGGED = "pivot.ragged"
 SCHEDULED = "tirx.is_scheduled"
 
 
-def _accumulate(sch: Schedule, at: Any, lanes: int, order: str) -> None:
+def _accumulate(sch: Schedule, at: Any, lanes: int, order: str, scope: str = "local") -> None:
     """Compute the accumulators in registers at loop `at`.
 
     `order` names the loops inside, outermost first: ``p`` the ragged sum, ``t``, ``u``, ``m``,
@@ -32,7 +32,7 @@ def _accumulate(sch: Schedule, at: Any, lanes: int, order: str) -> None:
     """
     acc = sch.get_sblock("acc")
     sch.compute_at(acc, at, preserve_unit_loops=True)
-    sch.set_scope(acc, 0, "local")
+    sch.set_scope(acc, 0, scope)
     inner = sch.get_loops(acc)[-len(order) :]
     by_name = dict(zip([*order.replace("p", ""), "p"], inner, strict=True))
     vectors, vector = sch.split(by_name["q"], [None, lanes])
@@ -43,6 +43,13 @@ def _accumulate(sch: Schedule, at: Any, lanes: int, order: str) -> None:
     sch.vectorize(vector)  # before decompose_reduction, which forbids it
     sch.annotate(by_name["p"], RAGGED, 1)
     sch.decompose_reduction(acc, by_name["p"])
+
+
+def _scope(tile: PlanesTile) -> str:
+    """Where the accumulators are: what assembly changes must be on the stack for LLVM to hold it in
+    registers, and TVM puts small buffers there if they are global.
+    """
+    return "global" if tile.in_assembly else "local"
 
 
 def _outer(sch: Schedule, loops: list[Any], parallel: bool) -> Any:
@@ -88,7 +95,7 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
         *walked, t, r, q = loops
         vectors, vector = sch.split(q, [None, tile.lanes])
         _row_blocks(sch, walked, tile)
-        _accumulate(sch, t, tile.lanes, "prq")
+        _accumulate(sch, t, tile.lanes, "prq", _scope(tile))
         _copy_panel(sch, walked, problem, tile)
         for loop in (r, vectors):
             sch.unroll(loop)
@@ -100,7 +107,7 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
         row, q = sch.get_loops(strip)[-2:]
         t, vectors, lane = sch.split(q, [tile.tiles, tile.vectors, tile.lanes])
         sch.reorder(t, row, vectors, lane)
-        _accumulate(sch, t, tile.lanes, "prq")
+        _accumulate(sch, t, tile.lanes, "prq", _scope(tile))
         _copy_panel(sch, walked, problem, tile)
         for loop in (row, vectors):
             sch.unroll(loop)
@@ -138,6 +145,8 @@ def finish(func: tirx.PrimFunc, kernel: Kernel, tile: PlanesTile | None = None) 
     body = tvm_ffi.structural_map(func.body, (tirx.For, _tightener(params, kernel, tile)))
     body = tvm_ffi.structural_map(body, (SBlockRealize, _whole_strip))
     body = tvm_ffi.structural_map(body, (tirx.FloorMod, _unbounded(params["index"])))
+    if tile is not None and tile.in_assembly:
+        body = tvm_ffi.structural_map(body, (SBlockRealize, _biased(params["bias"], kernel)))
     body = carry_sums(body, kernel.walked)
 
     def store(node: tirx.BufferStore) -> tirx.BufferStore:
@@ -175,6 +184,29 @@ def _unbounded(index: Any) -> Any:
         return load if isinstance(load, TensorLoad) and load.source.same_as(index) else node
 
     return drop
+
+
+def _biased(bias: Any, kernel: Kernel) -> Any:
+    """Gives accumulators their first value: the bias of their row."""
+
+    def start(node: SBlockRealize) -> SBlockRealize:
+        block = node.block
+        if block.name_hint != "acc_init":
+            return node
+        axes = {iv.var.name: iv.var for iv in block.iter_vars}
+        store = block.body
+        zero = tirx.const(0, "int32")
+        rows = int(store.buffer.ty.shape[-2])
+        slot = kernel.segment({**axes, "v_s": zero}) * rows + axes["v_r"]
+        first = tirx.BufferStore(store.buffer, tirx.BufferLoad(bias, [slot]), store.indices)
+        names = ("iter_vars", "writes", "name_hint", "init", "alloc_buffers")
+        fields = {name: getattr(block, name) for name in names}
+        reads = [tirx.BufferRegion(bias, [tvm.ir.Range.from_min_extent(slot, 1)])]
+        return SBlockRealize(
+            node.iter_values, node.predicate, SBlock(**fields, reads=reads, body=first)
+        )
+
+    return start
 
 
 def _tightener(params: Mapping[str, Any], kernel: Kernel, tile: PlanesTile | None) -> Any:

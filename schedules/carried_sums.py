@@ -80,7 +80,8 @@ def _tile(body: Any, acc: Any, sums: Any, walked: int, carried: bool, last: bool
 
     def store(node: tirx.BufferStore) -> tirx.BufferStore:
         if node.buffer.same_as(acc):
-            if carried and isinstance(node.value, tirx.FloatImm):
+            loads = walk(node.value, TensorLoad)
+            if carried and not any(load.source.same_as(acc) for load in loads):
                 so_far = tirx.BufferLoad(sums, node.indices[walked:])
                 return tirx.BufferStore(acc, so_far, node.indices)
             return node

@@ -7,18 +7,22 @@ an entry's weights and inputs, whole vectors at a time, and names what they hold
 turns each weight into a lane.
 
 A core that issues in order waits for every load that is used at once. There the operands of
-several entries are loaded together, before any is multiplied.
+several entries are loaded together, before any is multiplied (see `neon_sum`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import tvm_ffi
 from tvm import tirx
+from tvm.ir import StringImm, TensorLoad
 from tvm.s_tir import SBlockRealize
 
 from .analysis import substitute, walk
+from .neon_sum import NeonSum
 
 
 @dataclass(frozen=True)
@@ -90,23 +94,46 @@ def hold_operands(loop: tirx.For, count: Any, weight_lanes: int, entries: int) -
         loop: over the entries of a row block; inside are its rows, vectors and lanes.
         count: the row block's entries.
         weight_lanes: weights loaded together, at most.
-        entries: whose operands are loaded before any is multiplied.
+        entries: whose operands are loaded before any is multiplied; with more than one the loop is
+            in assembly for 64-bit ARM.
     """
     step = _Sum.of(loop)
-
-    def together(first: Any, number: int) -> tirx.Stmt:
-        loaded = [step.load(first + i, weight_lanes) for i in range(number)]
-        code = [statement for loads, _, _ in loaded for statement in loads]
-        for _, weights, inputs in loaded:
-            code += step.multiply(weights, inputs)
-        return tirx.SeqStmt(code)
-
+    if entries > 1:
+        return _in_assembly(step, count, entries)
     p = tirx.Var("p", "int32")
-    if entries == 1:
-        return _loop(p, count, together(p, 1))
-    groups, rest = tirx.floordiv(count, entries), tirx.Var("rest", "int32")
-    left = _loop(rest, tirx.floormod(count, entries), together(groups * entries + rest, 1))
-    return tirx.SeqStmt([_loop(p, groups, together(p * entries, entries)), left])
+    code, weights, inputs = step.load(p, weight_lanes)
+    body = tirx.SeqStmt([*code, *step.multiply(weights, inputs)])
+    return tirx.For(p, tirx.const(0, "int32"), count, tirx.ForKind.SERIAL, body)
+
+
+def _in_assembly(step: _Sum, count: Any, entries: int) -> tirx.Stmt:
+    """The loop as a call of a function that is inlined."""
+    weight, data = step.store.value.b.a, step.store.value.b.b
+    zero = tirx.const(0, "int32")
+    at = step.indices(data.indices, zero, 0, 0)
+    ((axis, entry),) = (
+        (i, load)
+        for i, index in enumerate(at)
+        for load in walk(index, TensorLoad)
+        if load.source.name == "index"
+    )
+
+    def first(node: Any) -> Any:
+        return zero if node.source.same_as(entry.source) else node
+
+    at[axis] = tvm_ffi.structural_map(at[axis], (TensorLoad, first))
+    stride = math.prod(int(extent) for extent in data.source.ty.shape[axis + 1 :])
+    vectors = int(step.vectors.extent)
+    made = NeonSum(int(step.rows.extent), vectors, entries, stride)
+    places = (
+        (step.store.buffer, step.indices(step.store.indices, zero, 0, 0)),
+        (weight.source, step.indices(weight.indices, zero, 0, 0)),
+        (entry.source, entry.indices),
+        (data.source, at),
+    )
+    pointers = [tirx.address_of(tirx.BufferLoad(buffer, indices)) for buffer, indices in places]
+    call = tirx.Evaluate(tirx.call_extern("void", made.name, *pointers, count))
+    return tirx.AttrStmt(zero, "pragma_import_llvm", StringImm(made.llvm()), call)
 
 
 def _vector(indices: list[Any], lanes: int) -> list[Any]:
@@ -122,7 +149,3 @@ def _name(code: list[tirx.Stmt], value: Any) -> Any:
     var = tirx.Var("held", str(value.ty))
     code.append(tirx.Bind(var, value))
     return var
-
-
-def _loop(var: Any, count: Any, body: tirx.Stmt) -> tirx.For:
-    return tirx.For(var, tirx.const(0, "int32"), count, tirx.ForKind.SERIAL, body)

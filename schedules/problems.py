@@ -23,8 +23,10 @@ class Epilogue:
     low: float | None = None
     high: float | None = None
 
-    def apply(self, value: Any, bias: Any, residual: Any | None) -> Any:
-        value = value + bias
+    def apply(self, value: Any, bias: Any | None, residual: Any | None) -> Any:
+        """The output for a sum and its operands; None: it is in there already, or there is none."""
+        if bias is not None:
+            value = value + bias
         if residual is not None:
             value = value + residual
         if self.low is not None:
@@ -118,7 +120,8 @@ class PlanesTile:
             index then counts these rows, and the kernel takes the lines' offsets. 0: no copy.
         weight_lanes: weights that one load brings, for a machine that multiplies by a lane of a
             register; 0: each is loaded and broadcast by itself.
-        entries: with `weight_lanes`, entries whose operands are loaded before any is multiplied.
+        entries: with `weight_lanes`, entries whose operands are loaded before any is multiplied; if
+            more than one, in assembly for 64-bit ARM.
     """
 
     lanes: int
@@ -148,6 +151,11 @@ class PlanesTile:
     @property
     def panel(self) -> bool:
         return self.panel_pitch > 0
+
+    @property
+    def in_assembly(self) -> bool:
+        """The ragged sum is a function in assembly, and begins at the bias (see `neon_sum`)."""
+        return self.entries > 1
 
 
 @dataclass(frozen=True)

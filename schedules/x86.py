@@ -171,10 +171,15 @@ def _k_tiles(channels: int, bytes_per_channel: int, target: PivotTarget, reach: 
 
 @lru_cache(maxsize=4096)  # layers repeat within a network, and so do the variants of one
 def choose_planes(
-    problem: PlanesProblem, entries: int, target: PivotTarget, predict: Cycles = planes_cycles
+    problem: PlanesProblem,
+    entries: int,
+    target: PivotTarget,
+    predict: Cycles = planes_cycles,
+    reach: Reach = RULE,
 ) -> tuple[PlanesTile, float]:
     """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles."""
-    costs = ((predict(problem, t, entries, target), t) for t in planes_tiles(problem, target))
+    tiles = planes_tiles(problem, target, reach)
+    costs = ((predict(problem, tile, entries, target), tile) for tile in tiles)
     cycles, best = min(costs, key=lambda pair: pair[0])
     return share_planes(problem, best, cycles, target), cycles
 
@@ -190,7 +195,11 @@ def share_planes(
 
 @lru_cache(maxsize=4096)
 def choose_bands(
-    problem: PlanesProblem, entries: int, target: PivotTarget, predict: Cycles = planes_cycles
+    problem: PlanesProblem,
+    entries: int,
+    target: PivotTarget,
+    predict: Cycles = planes_cycles,
+    reach: Reach = RULE,
 ) -> Bands | None:
     """The bands for a layer whose output rows have gaps; None where all planes are laid out first.
 
@@ -209,7 +218,7 @@ def choose_bands(
     one = replace(target, cores=1)
 
     def cycles(rows: int) -> float:
-        kernel = choose_planes(problem.band(rows), entries, one, predict)[1]
+        kernel = choose_planes(problem.band(rows), entries, one, predict, reach)[1]
         return bands_cycles(problem, rows, kernel, target)
 
     best = min(range(-(-most // 2), most + 1), key=cycles)
