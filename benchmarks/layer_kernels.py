@@ -43,13 +43,14 @@ def kernel_and_arguments(
 
     Returns:
         The scheduled function, and arrays: planes `x` [K, pixels] and tables first, last the
-        output [1, N, pixels], which it writes.
+        output [1, N, pixels], which it writes; their floats are of the target's precision.
     """
     problem = planes_problem(layer, plan, Epilogue())
     tile, _ = tile_rule(target).choose_planes(problem, plan.entries, target)
-    func = schedule_planes(planes_kernel(problem, tile), problem, tile)
+    func = schedule_planes(planes_kernel(problem, tile, target.precision), problem, tile)
     packed, more = pack_planes_layer(layer, plan, problem, tile)
-    bias = np.zeros(packed.rows.size, np.float32)
-    out = np.zeros((1, problem.rows, problem.pixels), np.float32)
-    tables = (packed.indptr, packed.index, packed.data, packed.rows, bias, *more)
-    return func.with_attr("global_symbol", "main"), [x.reshape(1, -1), *tables, out]
+    dtype = target.precision
+    bias = np.zeros(packed.rows.size, dtype)
+    out = np.zeros((1, problem.rows, problem.pixels), dtype)
+    tables = (packed.indptr, packed.index, packed.data.astype(dtype), packed.rows, bias, *more)
+    return func.with_attr("global_symbol", "main"), [x.reshape(1, -1).astype(dtype), *tables, out]

@@ -144,12 +144,14 @@ def cuda_kernel(
         )
         key = (problem, tile, dtype)
         tables = _stored(tables_of(packed), dtype)
-        return LayerKernel(key, lambda: rows_kernel(problem, tile, dtype), problem.output, tables)
+        make = lambda: rows_kernel(problem, tile, dtype)  # noqa: E731
+        return LayerKernel(key, make, problem.output, tables, dtype)
     assert isinstance(tile, CudaTile)
     planes = cuda_planes(layer, plan, epilogue, target)
     packed, taps = _pack_planes(layer, plan, planes, tile)
     tables = _stored(tables_of(packed, taps), dtype)
-    return LayerKernel((planes, tile), lambda: planes_kernel(planes, tile), planes.output, tables)
+    make = lambda: planes_kernel(planes, tile)  # noqa: E731
+    return LayerKernel((planes, tile), make, planes.output, tables, dtype)
 
 
 def _stored(tables: Tables, dtype: str) -> Tables:
@@ -205,4 +207,4 @@ def _tensor_cores(
         return tensor_core_kernel(problem, tile).with_attr("op_pattern", OPAQUE)
 
     tables: Tables = lambda bias: (*packed.tables, packed.slot_bias(bias))  # noqa: E731
-    return LayerKernel((problem, tile), make, problem.output, tables)
+    return LayerKernel((problem, tile), make, problem.output, tables, target.storage)

@@ -108,12 +108,14 @@ def layer_kernel(
     cycles = tile_rule(target).planes_cycles(problem, tile, plan.entries, target)
     tile = x86.share_planes(problem, tile, cycles, target)
     packed, more = pack_planes_layer(layer, plan, problem, tile)
+    dtype = target.precision
 
     def make() -> tirx.PrimFunc:
-        kernel = schedule_planes(planes_kernel(problem, tile), problem, tile)
+        kernel = schedule_planes(planes_kernel(problem, tile, dtype), problem, tile)
         return isolate_tasks(kernel) if problem.block_rows == 1 else kernel
 
-    return LayerKernel((problem, tile), make, problem.output, tables_of(packed, more))
+    tables = tables_of(packed, more, dtype)
+    return LayerKernel((problem, tile, dtype), make, problem.output, tables, dtype)
 
 
 def _banded(
@@ -130,14 +132,16 @@ def _banded(
     cycles = tile_rule(target).planes_cycles(band, tile, plan.entries, one)
     bands = x86.share_bands(rows, x86.bands_cycles(problem, rows, cycles, target), target)
     packed, more = pack_planes_layer(replace(layer, geometry=g.band(rows)), plan, band, tile)
+    dtype = target.precision
 
     def make() -> tirx.PrimFunc:
-        kernel = schedule_planes(planes_kernel(band, tile), band, tile)
-        kernel = in_bands(kernel, g, bands, target.lanes)
+        kernel = schedule_planes(planes_kernel(band, tile, dtype), band, tile)
+        kernel = in_bands(kernel, g, bands, target.stored_lanes)
         return isolate_tasks(kernel) if band.block_rows == 1 else kernel
 
     output = (g.batch, g.outputs, g.y.output, g.x.output)
-    return LayerKernel((g, problem, bands, tile), make, output, tables_of(packed, more))
+    key = (g, problem, bands, tile, dtype)
+    return LayerKernel(key, make, output, tables_of(packed, more, dtype), dtype)
 
 
 def _rows(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import relax
 from tvm.ir import Expr, IRModule
 
 from ..targets import PivotTarget
-from .graph import Rewriter, constant, dtype_of
+from .graph import Rewriter
 from .layers import PlannedLayer
 from .lower_layers import Lowering, Site, lower
-from .pack_layer import LayerKernel
 
 
 def lower_cuda(
@@ -32,20 +30,3 @@ class CudaLowering(Lowering):
         image = geometry.channels * geometry.y.size * geometry.x.size
         planes = rw.reshape(site.x, (geometry.batch, image))
         return rw.reshape(self._planes(rw, site, planes, site.residual), site.shape)
-
-    def _run(
-        self, rw: Rewriter, site: Site, made: LayerKernel, x: Expr, residual: Expr | None
-    ) -> Expr:
-        """Call a kernel, in the target's storage dtype; the result is float32."""
-        dtype = self.target.storage
-        kernel = self._kernel(rw, site, made.key, made.make)
-        tables = (constant(table) for table in made.tables(site.fused.bias))
-        args = [_cast(rw, x, dtype), *tables]
-        if residual is not None:
-            args.append(_cast(rw, rw.reshape(residual, made.output), dtype))
-        y = rw.emit(relax.call_tir(kernel, args, relax.TensorType(made.output, dtype)))
-        return _cast(rw, y, "float32")
-
-
-def _cast(rw: Rewriter, x: Expr, dtype: str) -> Expr:
-    return x if dtype_of(x) == dtype else rw.emit(relax.op.astype(x, dtype))

@@ -16,7 +16,7 @@ from ..schedules.pack_planes import pack_planes
 from ..targets import PivotTarget
 from .epilogues import FusedLayer, fuse_epilogues
 from .feature_major import FeatureMajor
-from .graph import MAIN, Rewriter, constant, static_shape
+from .graph import MAIN, Rewriter, constant, dtype_of, static_shape
 from .layer_kernels import layer_kernel, rule_choice
 from .layers import Layer, Plan, PlannedLayer
 from .pack_layer import LayerKernel
@@ -170,10 +170,12 @@ class Lowering:
     ) -> Expr:
         """Call a kernel on its input, its tables and the residual."""
         kernel = self._kernel(rw, site, made.key, made.make)
-        args = [x, *(constant(table) for table in made.tables(site.fused.bias))]
+        tables = (constant(table) for table in made.tables(site.fused.bias))
+        args = [_cast(rw, x, made.dtype), *tables]
         if residual is not None:
-            args.append(rw.reshape(residual, made.output))
-        return rw.emit(relax.call_tir(kernel, args, relax.TensorType(made.output, "float32")))
+            args.append(_cast(rw, rw.reshape(residual, made.output), made.dtype))
+        out = relax.TensorType(made.output, made.dtype)
+        return _cast(rw, rw.emit(relax.call_tir(kernel, args, out)), "float32")
 
     def _depthwise(self, rw: Rewriter, site: Site) -> Expr:
         layer = site.layer
@@ -198,13 +200,19 @@ class Lowering:
         key = (x, layout)
         if key not in self.planes:
             parallel = self.target.cores > 1 and g.batch * g.image_floats > PARALLEL_FLOATS
-            lanes = self.target.lanes
+            lanes, dtype = self.target.stored_lanes, self.target.precision
             kernel = self.kernels.add(
-                rw, layout, "pack_planes", lambda: pack_planes(g, lanes, parallel)
+                rw, layout, "pack_planes", lambda: pack_planes(g, lanes, parallel, dtype)
             )
-            out = relax.TensorType((g.batch, g.image_floats), "float32")
-            self.planes[key] = rw.emit(relax.call_tir(kernel, [x], out))
+            out = relax.TensorType((g.batch, g.image_floats), dtype)
+            args = [_cast(rw, x, dtype)]
+            self.planes[key] = rw.emit(relax.call_tir(kernel, args, out))
         return self.planes[key]
+
+
+def _cast(rw: Rewriter, x: Expr, dtype: str) -> Expr:
+    """`x` as another dtype, if it is not of that one."""
+    return x if dtype_of(x) == dtype else rw.emit(relax.op.astype(x, dtype))
 
 
 def kind(plan: Plan) -> str:

@@ -28,22 +28,26 @@ class LayerKernel:
         make: makes it.
         output: the shape of what it returns.
         tables: what it takes between its input and its residual, for a bias float32 [N].
+        dtype: of what it reads and returns.
     """
 
     key: object
     make: Callable[[], tirx.PrimFunc]
     output: tuple[int, ...]
     tables: Tables
+    dtype: str = "float32"
 
 
-def tables_of(packed: PackedWeight | SlicedWeight, more: tuple[IntArray, ...] = ()) -> Tables:
-    """The tables of a packed weight; `more` are those that follow the bias."""
+def tables_of(
+    packed: PackedWeight | SlicedWeight, more: tuple[IntArray, ...] = (), dtype: str = "float32"
+) -> Tables:
+    """The tables of a packed weight, of `dtype`; `more` are those that follow the bias."""
     return lambda bias: (
         packed.indptr,
         packed.index,
-        packed.data,
+        packed.data.astype(dtype, copy=False),
         packed.rows,
-        bias[packed.rows],
+        bias[packed.rows].astype(dtype, copy=False),
         *more,
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ..targets import PivotTarget
 from . import x86
 from .cost import far_bytes, input_misses, rows_cycles
-from .neon_sum import REGISTERS, NeonSum
+from .neon_sum import LANES, REGISTERS, NeonSum
 from .problems import Bands, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 
 
@@ -51,6 +51,7 @@ def choose_planes(
     problem: PlanesProblem, entries: int, target: PivotTarget
 ) -> tuple[PlanesTile, float]:
     """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles."""
+    target = _stored(target)
     tile, cycles = x86.choose_planes(problem, entries, target, planes_cycles, REACH)
     together = _together(problem, tile, target)
     return replace(tile, weight_lanes=target.lanes, entries=together), cycles
@@ -58,7 +59,7 @@ def choose_planes(
 
 def choose_bands(problem: PlanesProblem, entries: int, target: PivotTarget) -> Bands | None:
     """The bands in which a layer lays out its planes; see `x86.choose_bands`."""
-    return x86.choose_bands(problem, entries, target, planes_cycles, REACH)
+    return x86.choose_bands(problem, entries, _stored(target), planes_cycles, REACH)
 
 
 def choose_rows(problem: RowsProblem, entries: int, target: PivotTarget) -> tuple[RowsTile, float]:
@@ -71,6 +72,7 @@ def planes_cycles(
     problem: PlanesProblem, tile: PlanesTile, entries: int, target: PivotTarget
 ) -> float:
     """Cycles on one core for a layer with `entries` packed entries."""
+    target = _stored(target)
     accumulators = problem.block_rows * tile.vectors
     span, total = tile.tiles * tile.width, problem.pixels
     if not problem.compact:
@@ -96,6 +98,11 @@ def planes_cycles(
     group_floats = span if problem.compact else span * problem.pitch
     count = groups // problem.batch
     return cycles + far_bytes(problem, tile, entries, count, group_floats, target) / FAR_BYTES
+
+
+def _stored(target: PivotTarget) -> PivotTarget:
+    """The target with the lanes of the planes kernels: twice as many where these are float16."""
+    return replace(target, lanes=target.stored_lanes, precision="float32")
 
 
 def _step_cycles(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> float:
@@ -134,7 +141,7 @@ def _together(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> 
     """
     if not target.in_order or target.load_cycles[0] < 1.0 or target.registers < REGISTERS:
         return 1
-    if tile.lanes < target.lanes:
+    if tile.lanes < target.lanes or target.lanes != LANES:
         return 1
     sums = (NeonSum(problem.block_rows, tile.vectors, e) for e in range(MOST_ENTRIES, 1, -1))
     return next((one.entries for one in sums if one.fits), 1)

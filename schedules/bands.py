@@ -47,11 +47,12 @@ def in_bands(
     band, count = geometry.band(rows), -(-height // rows)
     shape = (batch, geometry.outputs, height, geometry.x.output)
     params = {str(param.name): param for param in kernel.params}
-    planes = tirx.decl_buffer((1, band.image_floats), "float32", name="planes")
+    dtype = params["X"].ty.dtype
+    planes = tirx.decl_buffer((1, band.image_floats), dtype, name="planes")
     image = (batch, geometry.channels, geometry.y.size, geometry.x.size)
-    x = tirx.decl_buffer(image, "float32", name="X")
+    x = tirx.decl_buffer(image, dtype, name="X")
     whole = {
-        params[name]: tirx.decl_buffer(shape, "float32", name=name)
+        params[name]: tirx.decl_buffer(shape, dtype, name=name)
         for name in (OUTPUT, "residual")
         if name in params
     }

@@ -55,16 +55,21 @@ class Kernel:
 
 
 def _tables(
-    blocks: int, rows: int, own_columns: bool = False, k_tiles: int = 1, window: int = 0
+    blocks: int,
+    rows: int,
+    own_columns: bool = False,
+    k_tiles: int = 1,
+    window: int = 0,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     nnz = te.var("nnz", "int32")
     index_shape = (nnz, rows) if own_columns else (nnz,)
     tables = {
         "indptr": te.placeholder((k_tiles * blocks + 1,), "int32", name="indptr"),
         "index": te.placeholder(index_shape, "uint8" if window else "int32", name="index"),
-        "weight": te.placeholder((nnz, rows), "float32", name="weight"),
+        "weight": te.placeholder((nnz, rows), dtype, name="weight"),
         "rows": te.placeholder((blocks * rows,), "int32", name="rows"),
-        "bias": te.placeholder((blocks * rows,), "float32", name="bias"),
+        "bias": te.placeholder((blocks * rows,), dtype, name="bias"),
     }
     if window:
         tables["starts"] = te.placeholder((nnz,), "int32", name="starts")
@@ -100,7 +105,7 @@ def _kernel(
     shape = problem.output
     other = None
     if problem.epilogue.residual:
-        other = te.placeholder(shape, "float32", name="residual")
+        other = te.placeholder(shape, tables["bias"].dtype, name="residual")
 
     def epilogue(*index: Any) -> Any:
         residual = None if other is None else other(*place(tables["rows"], index))
@@ -112,8 +117,8 @@ def _kernel(
     return Kernel(te.create_prim_func(args), shape, place, segment, walked)
 
 
-def planes_kernel(problem: PlanesProblem, tile: PlanesTile) -> Kernel:
-    """The planes kernel.
+def planes_kernel(problem: PlanesProblem, tile: PlanesTile, dtype: str = "float32") -> Kernel:
+    """The planes kernel; `dtype` is that of activations, weights and sums.
 
     Arguments: X [batch, image_floats], indptr, index, weight, rows, bias (see `PackedWeight`;
     index holds offsets; bias is in slot order), residual (if fused) and Y, both
@@ -122,8 +127,8 @@ def planes_kernel(problem: PlanesProblem, tile: PlanesTile) -> Kernel:
     panel, which begins with channel `first_channel` of the tile.
     """
     r_, w_ = problem.block_rows, tile.width
-    tables = _tables(problem.row_blocks, r_, k_tiles=tile.k_tiles)
-    x = te.placeholder((problem.batch, problem.image_floats), "float32", name="X")
+    tables = _tables(problem.row_blocks, r_, k_tiles=tile.k_tiles, dtype=dtype)
+    x = te.placeholder((problem.batch, problem.image_floats), dtype, name="X")
     p = te.reduce_axis((0, problem.columns), name="p")
     walk = _Walk(problem, tile)
     panel = None

@@ -141,7 +141,7 @@ def finish(func: tirx.PrimFunc, kernel: Kernel, tile: PlanesTile | None = None) 
     """
     params = {param.name: param for param in func.params}
     old = params[OUTPUT]
-    new = tirx.decl_buffer(kernel.shape, "float32", name=OUTPUT)
+    new = tirx.decl_buffer(kernel.shape, old.ty.dtype, name=OUTPUT)
     body = tvm_ffi.structural_map(func.body, (tirx.For, _tightener(params, kernel, tile)))
     body = tvm_ffi.structural_map(body, (SBlockRealize, _whole_strip))
     body = tvm_ffi.structural_map(body, (tirx.FloorMod, _unbounded(params["index"])))

@@ -42,14 +42,16 @@ def carry_sums(body: SBlockRealize, walked: int) -> SBlockRealize:
     (loop,) = loops
     root = body.block
     (acc,) = (buffer for buffer in root.alloc_buffers if buffer.name.startswith("acc"))
-    sums = tirx.decl_buffer(acc.ty.shape[walked:], "float32", name="sums")
+    sums = tirx.decl_buffer(acc.ty.shape[walked:], acc.ty.dtype, name="sums")
     count, var = int(loop.extent), loop.loop_var
     tiles, buffers = [], [sums]
+    nested = [buffer for block in walk(loop.body, SBlock) for buffer in block.alloc_buffers]
     for first, length in ((0, 1), (1, count - 2), (count - 1, 1)):
         if length == 0:
             continue
         own = {buffer: _like(buffer) for buffer in root.alloc_buffers}
         buffers += own.values()
+        own |= {buffer: _like(buffer) for buffer in nested}
         piece = _tile(loop.body, acc, sums, walked, first > 0, first + length == count)
         start = tirx.const(first, "int32")
         if length == 1:
@@ -72,33 +74,28 @@ def carry_sums(body: SBlockRealize, walked: int) -> SBlockRealize:
 
 
 def _like(buffer: Any) -> Any:
-    return tirx.decl_buffer(buffer.ty.shape, "float32", name=buffer.name, scope=buffer.scope())
+    of = buffer.ty
+    return tirx.decl_buffer(of.shape, of.dtype, name=buffer.name, scope=buffer.scope())
 
 
 def _tile(body: Any, acc: Any, sums: Any, walked: int, carried: bool, last: bool) -> Any:
     """One K tile: the accumulators start at what is `carried`, and are put away if not `last`."""
 
-    def store(node: tirx.BufferStore) -> tirx.BufferStore:
-        if node.buffer.same_as(acc):
-            loads = walk(node.value, TensorLoad)
-            if carried and not any(load.source.same_as(acc) for load in loads):
-                so_far = tirx.BufferLoad(sums, node.indices[walked:])
-                return tirx.BufferStore(acc, so_far, node.indices)
-            return node
+    def start(node: tirx.BufferStore) -> tirx.BufferStore:
+        return tirx.BufferStore(acc, tirx.BufferLoad(sums, node.indices[walked:]), node.indices)
+
+    def put_away(node: tirx.BufferStore) -> tirx.BufferStore:
         values = [load for load in walk(node.value, TensorLoad) if load.source.same_as(acc)]
         return tirx.BufferStore(sums, values[0], values[0].indices[walked:]) if values else node
 
     def block(node: SBlockRealize) -> Any:
-        squeezes = acc not in {region.source for region in node.block.reads}
-        return tirx.Evaluate(0) if node.block.name_hint == OUTPUT and squeezes else node
+        name = node.block.name_hint
+        if name == "acc_init" and carried:
+            return tvm_ffi.structural_map(node, (tirx.BufferStore, start))
+        if name not in (OUTPUT, "strip") or last:
+            return node
+        if acc not in {region.source for region in node.block.reads}:  # it squeezes
+            return tirx.Evaluate(0)
+        return tvm_ffi.structural_map(node, (tirx.BufferStore, put_away))
 
-    if not last:
-        body = tvm_ffi.structural_map(body, (s_tir.SBlockRealize, block))
-        return tvm_ffi.structural_map(body, (tirx.BufferStore, store))
-    if not carried:
-        return body
-
-    def start(node: tirx.BufferStore) -> tirx.BufferStore:
-        return store(node) if node.buffer.same_as(acc) else node
-
-    return tvm_ffi.structural_map(body, (tirx.BufferStore, start))
+    return tvm_ffi.structural_map(body, (s_tir.SBlockRealize, block))

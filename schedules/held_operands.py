@@ -13,16 +13,20 @@ several entries are loaded together, before any is multiplied (see `neon_sum`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import StringImm, TensorLoad
-from tvm.s_tir import SBlockRealize
+from tvm.s_tir import SBlock, SBlockRealize
 
 from .analysis import substitute, walk
 from .neon_sum import NeonSum
+
+# Products that are added up in float16 before they are added to a sum in float32.
+STRETCH = 128
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,59 @@ def hold_operands(loop: tirx.For, count: Any, weight_lanes: int, entries: int) -
     step = _Sum.of(loop)
     if entries > 1:
         return _in_assembly(step, count, entries)
-    p = tirx.Var("p", "int32")
-    code, weights, inputs = step.load(p, weight_lanes)
-    body = tirx.SeqStmt([*code, *step.multiply(weights, inputs)])
-    return tirx.For(p, tirx.const(0, "int32"), count, tirx.ForKind.SERIAL, body)
+
+    def some(first: Any, length: Any) -> tirx.For:
+        p = tirx.Var("p", "int32")
+        code, weights, inputs = step.load(first + p, weight_lanes)
+        return _loop(p, length, tirx.SeqStmt([*code, *step.multiply(weights, inputs)]))
+
+    if str(step.store.buffer.ty.dtype) == "float16":
+        return _in_stretches(step, count, some)
+    return some(tirx.const(0, "int32"), count)
+
+
+def _in_stretches(step: _Sum, count: Any, some: Callable[[Any, Any], tirx.For]) -> tirx.Stmt:
+    """A sum in float16 of which only so many products are added up, the rest in float32.
+
+    Args:
+        step: one step of it.
+        count: the row block's entries.
+        some: the loop over entries from a first one on.
+    """
+    acc, half, zero = step.store.buffer, step.store.buffer.ty.dtype, tirx.const(0, "int32")
+    rows, vectors = int(step.rows.extent), int(step.vectors.extent)
+    wide = tirx.decl_buffer((rows, vectors, step.lanes), "float32", name="wide")
+    lanes = f"x{step.lanes}" if step.lanes > 1 else ""
+    nothing = tirx.const(0, f"{half}{lanes}")
+    places = []  # of each vector of accumulators, and of its sum in float32
+    for r in range(rows):
+        for v in range(vectors):
+            at = [tirx.const(r, "int32"), tirx.const(v, "int32"), zero]
+            own = step.indices(step.store.indices, zero, r, v)
+            places.append((_vector(own, step.lanes), _vector(at, step.lanes)))
+
+    def value(at: list[Any]) -> Any:
+        return tirx.BufferLoad(acc, at).astype(f"float32{lanes}")
+
+    def total(at: list[Any]) -> Any:
+        return tirx.BufferLoad(wide, at)
+
+    c = tirx.Var("c", "int32")
+    length = tirx.min(tirx.const(STRETCH, "int32"), count - c * STRETCH)
+    stretch = [
+        *(tirx.BufferStore(acc, nothing, near) for near, _ in places),
+        some(c * STRETCH, length),
+        *(tirx.BufferStore(wide, total(far) + value(near), far) for near, far in places),
+    ]
+    stretches = tirx.floordiv(count + (STRETCH - 1), STRETCH)
+    code = [
+        *(tirx.BufferStore(wide, value(near), far) for near, far in places),
+        _loop(c, stretches, tirx.SeqStmt(stretch)),
+        *(tirx.BufferStore(acc, total(far).astype(f"{half}{lanes}"), near) for near, far in places),
+    ]
+    block = SBlock([], [], [], "stretches", tirx.SeqStmt(code), alloc_buffers=[wide])
+    long = SBlockRealize([], tirx.const(True, "bool"), block)
+    return tirx.IfThenElse(count <= STRETCH, some(zero, count), long)
 
 
 def _in_assembly(step: _Sum, count: Any, entries: int) -> tirx.Stmt:
@@ -134,6 +187,10 @@ def _in_assembly(step: _Sum, count: Any, entries: int) -> tirx.Stmt:
     pointers = [tirx.address_of(tirx.BufferLoad(buffer, indices)) for buffer, indices in places]
     call = tirx.Evaluate(tirx.call_extern("void", made.name, *pointers, count))
     return tirx.AttrStmt(zero, "pragma_import_llvm", StringImm(made.llvm()), call)
+
+
+def _loop(var: Any, count: Any, body: tirx.Stmt) -> tirx.For:
+    return tirx.For(var, tirx.const(0, "int32"), count, tirx.ForKind.SERIAL, body)
 
 
 def _vector(indices: list[Any], lanes: int) -> list[Any]:

@@ -40,15 +40,17 @@ def vectors(count: int, lanes: int, body: Callable[[Any], Any]) -> tirx.For:
     return loop(-(-count // floats), vector)
 
 
-def pack_planes(geometry: ConvGeometry, lanes: int, parallel: bool) -> tirx.PrimFunc:
+def pack_planes(
+    geometry: ConvGeometry, lanes: int, parallel: bool, dtype: str = "float32"
+) -> tirx.PrimFunc:
     """X [batch, channels, height, width] -> P [batch, image_floats]; see `ConvGeometry`.
 
     One task per image and channel. Behind the last plane of each image the slack is cleared too.
     """
     channels = geometry.channels
     shape = (geometry.batch, channels, geometry.y.size, geometry.x.size)
-    x = tirx.decl_buffer(shape, "float32", name="X")
-    p = tirx.decl_buffer((geometry.batch, geometry.image_floats), "float32", name="P")
+    x = tirx.decl_buffer(shape, dtype, name="X")
+    p = tirx.decl_buffer((geometry.batch, geometry.image_floats), dtype, name="P")
 
     def task(i: Any) -> tirx.Stmt:
         n, c = tirx.floordiv(i, channels), tirx.floormod(i, channels)
@@ -132,7 +134,7 @@ def clear_slack(planes: ConvGeometry, p: Any, image: Any, lanes: int) -> tirx.St
 
 
 def _clear(p: Any, image: Any, begin: Any, count: int, lanes: int) -> list[tirx.Stmt]:
-    zero = tirx.const(0, "float32")
+    zero = tirx.const(0, p.ty.dtype)
     if count == 0:
         return []
     return [vectors(count, lanes, lambda at: tirx.BufferStore(p, zero, [image, begin + at]))]

@@ -30,9 +30,9 @@ class Epilogue:
         if residual is not None:
             value = value + residual
         if self.low is not None:
-            value = te.max(value, tirx.const(self.low, "float32"))
+            value = te.max(value, tirx.const(self.low, str(value.ty)))
         if self.high is not None:
-            value = te.min(value, tirx.const(self.high, "float32"))
+            value = te.min(value, tirx.const(self.high, str(value.ty)))
         return value
 
 

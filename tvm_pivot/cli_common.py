@@ -20,7 +20,10 @@ Target = Annotated[
     str, typer.Option("--target", "-t", help="Machine to compile for: x86 is this one.")
 ]
 Precision = Annotated[
-    str, typer.Option("--precision", help="float32; for GPUs also float16, bfloat16, tf32.")
+    str,
+    typer.Option(
+        "--precision", help="float32; newer ARM cores: float16; GPUs: float16, bfloat16, tf32."
+    ),
 ]
 Shapes = Annotated[
     list[str] | None,

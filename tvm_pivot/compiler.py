@@ -64,7 +64,8 @@ def build(
         threads: threads of one run; default: see `Session.set_threads`.
         precision: ``"float32"``; on CUDA targets also ``"float16"`` and, from sm_80 on,
             ``"bfloat16"`` and ``"tf32"``: float32 whose leading 11 bits tensor cores multiply.
-            Sums are float32. Inputs and outputs keep their dtype.
+            Sums are float32 there. On ARM cores with arithmetic for it also ``"float16"``, with
+            short sums in float16. Inputs and outputs keep their dtype.
         debug_dir: write the module after each phase there, as ``NN_phase.py``.
         progress: called with the name of each phase as it begins.
 

@@ -70,8 +70,8 @@ class PivotTarget:
         in_order: the core waits for a load that is used at once, and for all behind it.
         has_schedules: False where only the description exists so far.
         precision: how weights are kept, and what layers hand on: one of `PRECISIONS`; ``"tf32"``
-            is float32 whose leading 11 bits tensor cores may multiply. Sums are always float32.
-            CPUs have float32 only.
+            is float32 whose leading 11 bits tensor cores may multiply. Sums are float32 on GPUs,
+            and of that precision, for some products at a time, on CPUs.
         gpu: the GPU, for ``"cuda"``.
     """
 
@@ -97,6 +97,11 @@ class PivotTarget:
         """The dtype of weights and of what layers hand on."""
         return "float32" if self.precision == "tf32" else self.precision
 
+    @property
+    def stored_lanes(self) -> int:
+        """Elements in one vector register of what layers hand on, on a CPU."""
+        return 2 * self.lanes if self.precision == "float16" else self.lanes
+
     def with_precision(self, precision: str) -> PivotTarget:
         """This target, computing in one of `PRECISIONS`.
 
@@ -106,9 +111,12 @@ class PivotTarget:
         if precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise UnsupportedTargetError(f"unknown precision {precision!r}; known: {known}")
-        if precision != "float32" and self.family != "cuda":
+        halves = precision == "float16" and self._multiplies_halves()
+        if precision != "float32" and self.family != "cuda" and not halves:
+            newer = " or an ARM core with arithmetic for it, from the Cortex-A55 on"
             raise UnsupportedTargetError(
-                f"target {self.name!r} computes in float32 only; {precision!r} needs a CUDA target"
+                f"target {self.name!r} does not compute in {precision}, which needs a CUDA target"
+                + newer * (precision == "float16")
             )
         late = precision in ("bfloat16", "tf32")
         if late and self.gpu is not None and self.gpu.capability < 80:
@@ -117,6 +125,16 @@ class PivotTarget:
                 "later have it): use float16 or float32"
             )
         return replace(self, precision=precision)
+
+    def _multiplies_halves(self) -> bool:
+        """Whether LLVM knows the CPU to have arithmetic for vectors of float16."""
+        import tvm
+
+        if self.family != "arm":
+            return False
+        spec = {key: self.tvm[key] for key in ("kind", "mcpu", "mtriple") if key in self.tvm}
+        listed = tvm.get_global_func("target.llvm_get_cpu_features")(tvm.target.Target(spec))
+        return "fullfp16" in {*map(str, listed)}
 
     def require_schedules(self) -> PivotTarget:
         """Return self, or raise UnsupportedTargetError where no schedules exist yet."""

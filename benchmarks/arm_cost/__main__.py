@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     _choose(networks, "--runtimes", (OURS, *RUNTIMES), tuple(TITLES))
     networks.add_argument("--again", action="store_true", help="other runtimes too, where known")
     kernels = add("kernels", _kernels, "measure single kernels against the limit of the core")
+    kernels.add_argument("--precision", default="float32", help="others are printed, not kept")
     layers = add("layers", _layers, "tell the cost of each layer of one network")
     layers.add_argument("network")
     layers.add_argument("variant", nargs="?", default="8x1@0.1")
@@ -112,10 +113,11 @@ def _kernels(options: argparse.Namespace) -> None:
 
     def done(entry: KernelCost) -> None:
         nonlocal results
-        results = results.with_kernels([entry])
+        if options.precision == "float32":
+            results = results.with_kernels([entry])
         _tell(" ".join(map(str, entry.key)), entry.cost, f"{entry.fraction:.2f} of the limit")
 
-    measure(_cores(options), done, caches=options.caches)
+    measure(_cores(options), done, precision=options.precision, caches=options.caches)
     results.save(options.json)
     _print_table(*kernels_table(results.kernels))
 
