@@ -10,7 +10,7 @@ from tvm import tirx
 
 from ..layout import BlockShape, IntArray, PackedWeight, SlicedWeight
 from ..pack import pack, pack_sliced
-from ..schedules import tile_rule, x86
+from ..schedules import cpu_tiles, tile_rule
 from ..schedules.bands import in_bands
 from ..schedules.block_sparse import planes_kernel, rows_kernel
 from ..schedules.block_sparse_moves import schedule_planes, schedule_rows
@@ -106,7 +106,7 @@ def layer_kernel(
     if choice.band_rows:
         return _banded(layer, plan, problem, tile, choice.band_rows, target)
     cycles = tile_rule(target).planes_cycles(problem, tile, plan.entries, target)
-    tile = x86.share_planes(problem, tile, cycles, target)
+    tile = cpu_tiles.share_planes(problem, tile, cycles, target)
     packed, more = pack_planes_layer(layer, plan, problem, tile)
     dtype = target.precision
 
@@ -130,7 +130,8 @@ def _banded(
     g, band = layer.geometry, problem.band(rows)
     one = replace(target, cores=1)
     cycles = tile_rule(target).planes_cycles(band, tile, plan.entries, one)
-    bands = x86.share_bands(rows, x86.bands_cycles(problem, rows, cycles, target), target)
+    cycles = cpu_tiles.bands_cycles(problem, rows, cycles, target)
+    bands = cpu_tiles.share_bands(rows, cycles, target)
     packed, more = pack_planes_layer(replace(layer, geometry=g.band(rows)), plan, band, tile)
     dtype = target.precision
 
@@ -148,7 +149,7 @@ def _rows(
     layer: Layer, plan: Plan, problem: RowsProblem, tile: RowsTile, target: PivotTarget
 ) -> LayerKernel:
     matrix = layer.matrix
-    tile = x86.share_rows(tile, rows_cycles(problem, plan.entries, target), target)
+    tile = cpu_tiles.share_rows(tile, rows_cycles(problem, plan.entries, target), target)
     packed: PackedWeight | SlicedWeight
     more: tuple[IntArray, ...] = ()
     if plan.own_columns:

@@ -1,9 +1,9 @@
 """The ARM schedule rule of the block-sparse kernels: NEON's tiles, and what they should cost.
 
-The candidates are those of every CPU (see `x86`). What differs: weights are loaded as vectors and
-multiplied by lane (see `held_operands`), so that loads hardly count; and a core that issues in
-order, and no load beside a multiply-add, loads the operands of several entries together (see
-`neon_sum`), and waits once for all of them.
+The candidates are those of every CPU (see `cpu_tiles`). What differs: weights are loaded as
+vectors and multiplied by lane (see `held_operands`), so that loads hardly count; and a core that
+issues in order, and no load beside a multiply-add, loads the operands of several entries together
+(see `neon_sum`), and waits once for all of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..targets import PivotTarget
-from . import x86
+from . import cpu_tiles
 from .cost import far_bytes, input_misses, rows_cycles
 from .neon_sum import LANES, REGISTERS, NeonSum
 from .problems import Bands, PlanesProblem, PlanesTile, RowsProblem, RowsTile
@@ -42,7 +42,7 @@ COPY_CYCLES = 2.5
 # Bytes per cycle from beyond level 2.
 FAR_BYTES = 6.0
 # Blocks of 8 rows have their columns cut, too: their register tiles are no wider than two vectors.
-REACH = replace(x86.RULE, k_tiled_rows=8)
+REACH = replace(cpu_tiles.RULE, k_tiled_rows=8)
 # Entries whose loads stand together, where the registers suffice.
 MOST_ENTRIES = 4
 
@@ -52,19 +52,19 @@ def choose_planes(
 ) -> tuple[PlanesTile, float]:
     """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles."""
     target = _stored(target)
-    tile, cycles = x86.choose_planes(problem, entries, target, planes_cycles, REACH)
+    tile, cycles = cpu_tiles.choose_planes(problem, entries, target, planes_cycles, REACH)
     together = _together(problem, tile, target)
     return replace(tile, weight_lanes=target.lanes, entries=together), cycles
 
 
 def choose_bands(problem: PlanesProblem, entries: int, target: PivotTarget) -> Bands | None:
-    """The bands in which a layer lays out its planes; see `x86.choose_bands`."""
-    return x86.choose_bands(problem, entries, _stored(target), planes_cycles, REACH)
+    """The bands in which a layer lays out its planes; see `cpu_tiles.choose_bands`."""
+    return cpu_tiles.choose_bands(problem, entries, _stored(target), planes_cycles, REACH)
 
 
 def choose_rows(problem: RowsProblem, entries: int, target: PivotTarget) -> tuple[RowsTile, float]:
     """The rows kernel's tile for `entries` packed entries, and its predicted cycles."""
-    tile, _ = x86.choose_rows(problem, entries, target)
+    tile, _ = cpu_tiles.choose_rows(problem, entries, target)
     return replace(tile, ahead=0), rows_cycles(problem, entries, target)
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from ..targets import PivotTarget
-from . import x86
+from . import cpu_tiles, x86
 from .cost import PACK_CYCLES, planes_cycles, rows_cycles
 from .cuda_planes import CudaTile
 from .cuda_rows import CudaRowsTile
@@ -19,7 +19,7 @@ from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from .tensor_cores import Loader, TensorCoreTile
 
 # Beyond the rule's reach: columns of high blocks cut, more register tiles beside a panel.
-WIDE = x86.Reach(16, 8, 4, (0.25, 0.5, 0.85, 1.4))
+WIDE = cpu_tiles.Reach(16, 8, 4, (0.25, 0.5, 0.85, 1.4))
 UNROLLS = (1, 2, 4, 8)
 # Into how many bands a layer is cut.
 BANDS = (1, 2, 3, 4, 5, 6, 8, 11, 14)
@@ -132,15 +132,15 @@ def planes_choices(
         band = problem.band(height)
         for tile in planes_space(band, one):
             kernel = planes_cycles(band, tile, entries, one)
-            cycles = x86.bands_cycles(problem, height, kernel, one)
+            cycles = cpu_tiles.bands_cycles(problem, height, kernel, one)
             yield cycles, Choice("planes", problem.block_rows, tile, keep_all, band_rows=height)
 
 
 def planes_space(problem: PlanesProblem, target: PivotTarget) -> Iterator[PlanesTile]:
     """The tiles of a layer, or a band of it, each once: what the rule considers, and more."""
     seen = set[PlanesTile]()
-    for reach in (x86.RULE, WIDE):
-        for tile in x86.planes_tiles(problem, target, reach):
+    for reach in (cpu_tiles.RULE, WIDE):
+        for tile in cpu_tiles.planes_tiles(problem, target, reach):
             if tile not in seen:
                 seen.add(tile)
                 yield tile
@@ -158,7 +158,7 @@ def rows_choices(
 
 def rows_space(problem: RowsProblem) -> Iterator[RowsTile]:
     """The tiles of a layer in the rows form."""
-    ahead = x86.AHEAD_BYTES // (4 * problem.block_rows)
+    ahead = cpu_tiles.AHEAD_BYTES // (4 * problem.block_rows)
     for unroll in UNROLLS:
         for distance in (0, ahead // 4, ahead // 2, ahead, 2 * ahead):
             yield RowsTile(unroll, False, distance)

@@ -20,9 +20,9 @@ from tvm.s_tir import SBlock, SBlockRealize
 from ..planes import AxisGeometry, ConvGeometry
 from ..targets import PivotTarget
 from .block_sparse_moves import SCHEDULED
+from .cpu_tiles import PARALLEL_CYCLES
 from .moves import in_sequence
 from .problems import Epilogue
-from .x86 import PARALLEL_CYCLES
 
 # Output rows of a block: 3 x 3 taps read few rows twice, and the code of 5 x 5 stays short.
 MOST_ROWS = 8

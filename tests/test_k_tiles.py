@@ -15,8 +15,9 @@ from tvm_pivot.relay_passes.pack_layer import panel_tables
 from tvm_pivot.schedules.block_sparse import planes_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes
 from tvm_pivot.schedules.cost import planes_cycles
+from tvm_pivot.schedules.cpu_tiles import planes_tiles
 from tvm_pivot.schedules.problems import Epilogue, Panel, PlanesTile
-from tvm_pivot.schedules.x86 import choose_planes, planes_tiles
+from tvm_pivot.schedules.x86 import choose_planes
 from tvm_pivot.targets import PRESETS, resolve
 
 EPS = float(np.finfo(np.float32).eps)

@@ -14,7 +14,7 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.feature_extractor import PyFeatureExtractor
 
 from ..errors import ArtifactError
-from ..schedules import x86
+from ..schedules import cpu_tiles, x86
 from ..schedules.choices import Choice
 from ..schedules.cost import planes_cycles
 from ..schedules.problems import PlanesProblem, PlanesTile
@@ -105,7 +105,7 @@ def predict(
     if not choice.band_rows:
         return planes_cycles(whole, tile, entries, target) / best
     kernel = planes_cycles(whole.band(choice.band_rows), tile, entries, target)
-    return x86.bands_cycles(whole, choice.band_rows, kernel, target) / best
+    return cpu_tiles.bands_cycles(whole, choice.band_rows, kernel, target) / best
 
 
 @derived_object

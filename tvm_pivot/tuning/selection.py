@@ -13,7 +13,7 @@ from typing import Any
 from ..relay_passes.cuda_kernels import cuda_points
 from ..relay_passes.layer_kernels import fits, problem_of, rule_choice
 from ..relay_passes.layers import Layer, Plan
-from ..schedules import x86
+from ..schedules import cpu_tiles
 from ..schedules.choices import Choice, nearest, planes_space, rows_space
 from ..schedules.cost import PACK_CYCLES, planes_cycles
 from ..schedules.problems import Epilogue, PlanesProblem, RowsProblem
@@ -179,7 +179,7 @@ def _cycles(problem: PlanesProblem, choice: Choice, entries: int, target: PivotT
         kernel = planes_cycles(problem, tile, entries, target)
         return kernel if problem.compact else kernel + copies
     kernel = planes_cycles(problem.band(choice.band_rows), tile, entries, target)
-    return x86.bands_cycles(problem, choice.band_rows, kernel, target)
+    return cpu_tiles.bands_cycles(problem, choice.band_rows, kernel, target)
 
 
 def shipped_logs(target: PivotTarget) -> list[Path]:
