@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from emulated import PYTHON, ROOT, emulate, needed, run
+from emulated import CPU_V7, PYTHON, ROOT, needed, needed_python, needed_v7, run
 from hypothesis import HealthCheck, example, given, settings
 from onnx import helper, numpy_helper
 from test_kernels import (
@@ -67,7 +67,10 @@ NETWORKS = (
     (Case("bert2", "4x1@0.1", length=16), "cortex-a55"),
     (Case("mobilenet_v1", "8x1@0.1", image=64), "raspberry-pi-4"),
     (Case("mobilenet_v2", "dense", image=64), "apple-m1"),
+    pytest.param(Case("resnet18", "8x1@0.1", image=32), "armv7-neon", marks=needed_v7),
+    pytest.param(Case("lstm", "1x1@0.1", length=4), "armv7-neon", marks=needed_v7),
 )
+CPUS = {"cortex-a53": "cortex-a53", "cortex-a72": "cortex-a72", "armv7-neon": CPU_V7}
 
 
 @needed
@@ -80,9 +83,10 @@ def test_networks_under_emulation(
     path = zoo.load(case.name, case.variant, image=case.image, length=case.length)
     net = tvm_pivot.build(path, target=target)
     x = inputs_for(case)[0]
-    cpu = {"cortex-a53": "cortex-a53", "cortex-a72": "cortex-a72"}.get(target, "max")
-    assert_close(tuple(run(net, [x], tmp_path, cpu)), run_onnxruntime(path, x))
-    with pytest.raises(PivotError, match=rf"made for target '{target}' \(arm, aarch64\), which"):
+    outputs = run(net, [x], tmp_path, CPUS.get(target, "max"))
+    assert_close(tuple(outputs), run_onnxruntime(path, x))
+    kind = "armv7l" if target == "armv7-neon" else "aarch64"
+    with pytest.raises(PivotError, match=rf"made for target '{target}' \(arm, {kind}\), which"):
         net.run(x)
 
 
@@ -95,9 +99,12 @@ def test_networks_under_emulation(
 @example(case={**CASE, "channels": 24, "outputs": 24, "groups": 24, "size": (30, 17)})
 @example(case={**CASE, "kernel": (1, 1), "pad": (0, 0, 0, 0), "size": (1, 1), "batch": 3})
 @example(case={**CASE, "pad": (0, 3, 2, 0), "size": (5, 40), "epilogue": "residual"})
-@pytest.mark.parametrize("target", ["cortex-a53", "cortex-a76"])
+@pytest.mark.parametrize(
+    "target", ["cortex-a53", "cortex-a76", pytest.param("armv7-neon", marks=needed_v7)]
+)
 def test_convolutions_of_every_kind(target: str, case: dict[str, Any], tmp_path: Path) -> None:
-    run_conv(case, target, lambda net, *inputs: run(net, inputs, tmp_path)[0])
+    cpu = CPUS.get(target, "max")
+    run_conv(case, target, lambda net, *inputs: run(net, inputs, tmp_path, cpu)[0])
 
 
 @needed
@@ -112,12 +119,13 @@ def test_matrices_of_every_kind(case: dict[str, Any], tmp_path: Path) -> None:
 
 
 @needed
+@needed_python
 def test_python_on_the_device_needs_the_runtime_alone(tmp_path: Path) -> None:
     net = small()
     x = input_of(net)
     (want,) = run(net, [x], tmp_path)
     code = (
-        "import numpy, tvm_pivot; net = tvm_pivot.load('net.pivot', threads=1); "
+        "import numpy, tvm_pivot; net = tvm_pivot.load('net', threads=1); "
         "numpy.save('y.npy', net.run(numpy.load('input0.npy'))); "
         "import sys; assert 'tvm' not in sys.modules; print(net)"
     )
@@ -156,6 +164,7 @@ def server() -> Iterator[str]:
 
 
 @needed
+@needed_python
 def test_networks_run_over_rpc(server: str, tmp_path: Path) -> None:
     net = small()
     x = input_of(net)
@@ -168,6 +177,7 @@ def test_networks_run_over_rpc(server: str, tmp_path: Path) -> None:
 
 
 @needed
+@needed_python
 def test_bench_on_a_device(server: str, tmp_path: Path) -> None:
     x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 24, 6, 10])
     y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
@@ -193,30 +203,6 @@ def test_addresses() -> None:
             Address.parse(wrong)
     with pytest.raises(PivotError, match=r"no RPC server answers at 127\.0\.0\.1:1"):
         small().run(input_of(small()), remote="127.0.0.1:1")
-
-
-@needed
-def test_the_runner_says_what_is_wrong(tmp_path: Path) -> None:
-    net = small()
-    run(net, [input_of(net)], tmp_path)
-    np.save(tmp_path / "fortran.npy", np.asfortranarray(np.ones((2, 3), np.float32)))
-    (tmp_path / "short.npy").write_bytes((tmp_path / "input0.npy").read_bytes()[:-4])
-    (tmp_path / "text.npy").write_text("not an array")
-    for words, message in (
-        ([], "usage: run lib.so"),
-        (["lib.so", "--repeat"], "--repeat of what?"),
-        (["lib.so", "absent.npy"], "absent.npy cannot be read"),
-        (["lib.so", "text.npy"], "text.npy is no .npy file"),
-        (["lib.so", "short.npy"], "short.npy is too short"),
-        (["lib.so", "fortran.npy"], "fortran.npy is in Fortran order"),
-        (["absent.so", "input0.npy"], "absent.so"),
-    ):
-        done = emulate(*words, folder=tmp_path)
-        assert done.returncode == 1
-        assert message in done.stderr
-    done = emulate("lib.so", "--repeat", 3, "--out", "y", "input0.npy", folder=tmp_path)
-    assert "ms of 3" in done.stdout
-    np.testing.assert_array_equal(np.load(tmp_path / "y0.npy"), np.load(tmp_path / "output0.npy"))
 
 
 def test_a_missing_linker_names_its_package(tmp_path: Path, monkeypatch: Any) -> None:

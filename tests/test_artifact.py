@@ -136,7 +136,13 @@ def test_a_failed_export_leaves_the_old_file_and_nothing_else(
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="there is no directory"):
         tiny.relu().export(tmp_path / "absent" / "x.pivot")
+    (tmp_path / "x.pivot").mkdir()
     with pytest.raises(ArtifactError, match=r"cannot write .*: Is a directory"):
+        tiny.relu().export(tmp_path / "x.pivot")
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match=r"cannot write .*: File exists"):
+        tiny.relu().export(tmp_path / "file")
+    with pytest.raises(ArtifactError, match="it has files that are no exported network"):
         tiny.relu().export(tmp_path)
 
 
@@ -191,7 +197,7 @@ def test_other_compression_and_an_untouched_manifest_are_fine(saved: Path, tmp_p
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("format",), 4, "artifact format 4; this tvm_pivot reads format 3"),
+        (("format",), 3, "artifact format 3; this tvm_pivot reads format 4"),
         (("format",), "1", "artifact format '1'"),
         (("format",), ..., "artifact format None"),
         (("library_bytes",), ..., "missing library_bytes"),
@@ -255,7 +261,7 @@ def test_what_linux_offers_is_what_llvm_offers() -> None:
         (lambda parts: {"manifest.json": parts["manifest.json"]}, "expected manifest.json and lib"),
         (lambda parts: {"lib.so": parts["lib.so"]}, "found 'lib.so'"),
         (lambda parts: {}, "found nothing"),
-        (lambda parts: {**parts, "extra.txt": b""}, "found 'extra.txt', 'lib.so'"),
+        (lambda parts: {**parts, "extra.txt": b""}, "found 'extra.txt'"),
         (lambda parts: {**parts, "../../evil.so": b"x"}, "found '../../evil.so'"),
         (lambda parts: {**parts, "/lib.so": b"x"}, "found '/lib.so'"),
         (lambda parts: {**parts, "manifest.json": b"{}"}, "artifact format None"),
@@ -277,7 +283,7 @@ def test_a_member_twice_is_refused(saved: Path, tmp_path: Path) -> None:
     path = rebuilt(tmp_path / "x.pivot", members(saved))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("lib.so", b"other")
-    with pytest.raises(ArtifactError, match=r"found 'lib\.so', 'lib\.so', 'manifest\.json'"):
+    with pytest.raises(ArtifactError, match=r"found 'lib\.so'"):
         artifact.load(path)
 
 
@@ -327,7 +333,7 @@ def test_a_zip_bomb_unpacks_no_further_than_the_manifest_says(saved: Path, tmp_p
 def test_what_is_no_artifact(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"cannot read .*absent.pivot: No such file"):
         artifact.load(tmp_path / "absent.pivot")
-    with pytest.raises(ArtifactError, match="Is a directory"):
+    with pytest.raises(ArtifactError, match="it has no manifest"):
         artifact.load(tmp_path)
     for name, data in (("empty", b""), ("text", b"hello"), ("zeros", bytes(100_000))):
         path = tmp_path / f"{name}.pivot"
@@ -356,6 +362,10 @@ def small(saved: Path, tmp_path: Path) -> tuple[Path, bytes, tuple[Manifest, byt
     source = tmp_path / "small.so"
     source.write_bytes(bytes(range(64)))
     path = artifact.save(tmp_path / "small.pivot", source, artifact.read_manifest(saved))
+    parts = members(path)
+    # What `load` reads: the rest is not its own to check.
+    kept = {name: parts[name] for name in ("manifest.json", "lib.so")}
+    rebuilt(path, kept, zipfile.ZIP_DEFLATED)
     return path, path.read_bytes(), (artifact.read_manifest(saved), bytes(range(64)))
 
 

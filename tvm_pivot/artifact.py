@@ -1,8 +1,9 @@
-"""Saving a compiled network to one file, and loading it back.
+"""Saving a compiled network to a directory or one file, and loading it back.
 
-The file is a zip archive of two members: ``manifest.json`` and ``lib.so``. Everything about it is
-checked before the library is loaded: the archive, each field of the manifest, the library's size
-and SHA-256, the TVM version, and that this machine has the instructions the code was made for.
+The directory has ``manifest.json``, ``lib.so`` and what `deployment` adds; the file is a zip
+archive of the same. Everything is checked before the library is loaded: the archive, each field of
+the manifest, the library's size and SHA-256, the TVM version, and that this machine has the
+instructions the code was made for.
 
 The hash guards against damage, not against malice: an artifact is native code, and whoever can
 change the library can change its hash. Load only artifacts you trust, as with any program.
@@ -12,22 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import struct
 import tempfile
-import threading
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from . import cuda_runtime, runtime, schema
+from . import cuda_runtime, deployment, runtime, schema
 from .errors import ArtifactError, PivotError
 from .linking import linker
 from .report import Report
@@ -36,8 +35,10 @@ from .targets import PivotTarget, cannot_run, missing_features, needed_features
 from .tensors import TensorSpec
 from .threads import check_count
 
-FORMAT = 3
+FORMAT = 4
+SUFFIX = ".pivot"
 _MANIFEST, _LIBRARY = "manifest.json", "lib.so"
+_DIFFERENT = f"{_LIBRARY} is damaged: its SHA-256 is not the manifest's"
 _MANIFEST_LIMIT = 16 << 20
 _LIBRARY_LIMIT = 8 << 30
 _CHUNK = 1 << 20
@@ -53,8 +54,6 @@ _DAMAGE = (
     ValueError,
     KeyError,
 )
-_SCOPE_LINE = re.compile(rb"executable\.cc:\d+: Warning: Scope (Saving|Loaded):")
-_stderr_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,10 @@ class _Document:
 
 
 def save(path: str | os.PathLike[str], library: Any, manifest: Manifest) -> Path:
-    """Write an artifact, replacing `path` only when all of it is written.
+    """Write an artifact.
 
     Args:
-        path: the file to write, by custom ``*.pivot``.
+        path: where: a file where the name ends in ``.pivot``, else a directory.
         library: a `relax.VMExecutable`, or the path of a library it exported.
         manifest: describes the library.
 
@@ -135,7 +134,7 @@ def save(path: str | os.PathLike[str], library: Any, manifest: Manifest) -> Path
         The path written.
 
     Raises:
-        ArtifactError: the library cannot be linked, or the file cannot be written.
+        ArtifactError: the library cannot be linked, or nothing can be written there.
     """
     path = Path(path)
     exported = isinstance(library, Path)
@@ -143,11 +142,15 @@ def save(path: str | os.PathLike[str], library: Any, manifest: Manifest) -> Path
         raise ArtifactError("this session was made from a bare TVM module: export that instead")
     if not path.parent.is_dir():
         raise ArtifactError(f"cannot write {path}: there is no directory {path.parent}")
+    zipped = path.suffix == SUFFIX
+    if not zipped and path.is_dir() and any(path.iterdir()) and not (path / _MANIFEST).is_file():
+        raise ArtifactError(f"cannot write {path}: it has files that are no exported network")
     with tempfile.TemporaryDirectory(prefix="tvm-pivot-") as scratch:
         if not exported:
             library = linked(library, manifest.target, path, Path(scratch))
         try:
-            _write(path, library, manifest)
+            texts = {_MANIFEST: _described(library, manifest), **deployment.files(manifest)}
+            (_write_file if zipped else _write_folder)(path, library, texts)
         except OSError as e:
             raise ArtifactError(f"cannot write {path}: {e.strerror or e}") from e
     return path
@@ -161,24 +164,35 @@ def linked(executable: Any, target: PivotTarget, path: Path, scratch: Path) -> P
     """
     link, library = linker(target), scratch / _LIBRARY
     try:
-        with _no_scope_lines():
+        with runtime.no_scope_lines():
             executable.export_library(str(library), fcompile=link)
     except Exception as e:  # RuntimeError from the linker, or whatever TVM raises
         raise ArtifactError(f"cannot link {path}; is a C++ compiler there? {e}") from e
     return library
 
 
-def _write(path: Path, library: Path, manifest: Manifest) -> None:
-    size, digest = library.stat().st_size, hashlib.sha256()
+def _described(library: Path, manifest: Manifest) -> str:
+    digest = _sha256(library)
+    document = _Document(FORMAT, library.stat().st_size, digest, manifest)
+    return schema.dumps(document, indent=1)
+
+
+def _sha256(library: Path) -> str:
+    digest = hashlib.sha256()
     with library.open("rb") as source:
         while chunk := source.read(_CHUNK):
             digest.update(chunk)
-    document = _Document(FORMAT, size, digest.hexdigest(), manifest)
+    return digest.hexdigest()
+
+
+def _write_file(path: Path, library: Path, texts: Mapping[str, str]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    size = library.stat().st_size
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             # ZipInfo's fixed date: the same network gives the same file.
-            archive.writestr(_member(_MANIFEST), schema.dumps(document, indent=1))
+            for name, text in texts.items():
+                archive.writestr(_member(name), text)
             with (
                 library.open("rb") as source,
                 archive.open(_member(_LIBRARY), "w", force_zip64=size >= 1 << 31) as sink,
@@ -195,20 +209,40 @@ def _member(name: str) -> zipfile.ZipInfo:
     return info
 
 
+def _write_folder(path: Path, library: Path, texts: Mapping[str, str]) -> None:
+    """Replace file by file, the manifest last; what else is there stays."""
+    path.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path) as scratch:
+        copy = Path(scratch, _LIBRARY)
+        with library.open("rb") as source, copy.open("xb") as sink:
+            shutil.copyfileobj(source, sink, _CHUNK)
+        for name, text in texts.items():
+            Path(scratch, name).write_text(text)
+        for name in (*(name for name in texts if name != _MANIFEST), _LIBRARY, _MANIFEST):
+            Path(scratch, name).replace(path / name)
+
+
 def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Session:
     """Load an artifact. It is native code: load only what you trust.
 
     Args:
-        path: a file written by `Session.export`.
+        path: a file or a directory written by `Session.export`.
         threads: see `Session.set_threads`.
 
     Raises:
-        ArtifactError: there is no such file, it is damaged or of another format or TVM version,
+        ArtifactError: there is no such artifact, it is damaged or of another format or TVM version,
             or it was compiled for a machine with instructions this one lacks.
     """
     if threads is not None:
         check_count(threads)
     path = Path(path)
+    if path.is_dir():
+        with _told(path):
+            document = _folder_document(path)
+            _check_host(document.manifest)
+            if _sha256(path / _LIBRARY) != document.library_sha256:
+                raise ArtifactError(_DIFFERENT)
+        return _start(path, path / _LIBRARY, document.manifest, threads)
     directory = Path(tempfile.mkdtemp(prefix="tvm-pivot-"))  # mode 0700
     try:
         library = directory / _LIBRARY
@@ -228,18 +262,21 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """The manifest of an artifact, whatever machine it is for; runs no code of it.
 
     Raises:
-        ArtifactError: there is no such file, or it is damaged or of another format.
+        ArtifactError: there is no such artifact, or it is damaged or of another format.
     """
-    with _opened(Path(path)) as archive:
+    path = Path(path)
+    if path.is_dir():
+        with _told(path):
+            return _folder_document(path).manifest
+    with _opened(path) as archive:
         return _read_document(archive).manifest
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive; whatever goes wrong inside is an ArtifactError that names the file."""
+def _told(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside is an ArtifactError that names the artifact."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
+        yield
     except ArtifactError as e:
         raise ArtifactError(f"{path}: {e}") from e
     except OSError as e:
@@ -248,22 +285,43 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise ArtifactError(f"{path} is not an artifact, or is damaged: {e}") from e
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    with _told(path), zipfile.ZipFile(path) as archive:
+        yield archive
+
+
 def _read_document(archive: zipfile.ZipFile) -> _Document:
-    names = sorted(info.filename for info in archive.infolist())
-    if names != sorted((_MANIFEST, _LIBRARY)):
-        shown = ", ".join(map(repr, names[:5])) or "nothing"
+    names = [info.filename for info in archive.infolist()]
+    odd = sorted(set(names) - {_MANIFEST, _LIBRARY} - deployment.NAMES)
+    odd += sorted(name for name in set(names) if names.count(name) > 1)
+    if odd or not {_MANIFEST, _LIBRARY} <= set(names):
+        shown = ", ".join(map(repr, odd[:5] or sorted(names)[:5])) or "nothing"
         raise ArtifactError(f"expected {_MANIFEST} and {_LIBRARY} in the archive, found {shown}")
     info = archive.getinfo(_MANIFEST)
     if info.file_size > _MANIFEST_LIMIT:
         raise ArtifactError(f"{_MANIFEST} is too large: {info.file_size} bytes")
     with archive.open(info) as member:
         text = member.read(_MANIFEST_LIMIT)
+    return _parsed(text, archive.getinfo(_LIBRARY).file_size)
+
+
+def _folder_document(path: Path) -> _Document:
+    for name in (_MANIFEST, _LIBRARY):
+        if not (path / name).is_file():
+            raise ArtifactError(f"this directory is no exported network: it has no {name}")
+    size = (path / _MANIFEST).stat().st_size
+    if size > _MANIFEST_LIMIT:
+        raise ArtifactError(f"{_MANIFEST} is too large: {size} bytes")
+    return _parsed((path / _MANIFEST).read_bytes(), (path / _LIBRARY).stat().st_size)
+
+
+def _parsed(text: bytes, library_bytes: int) -> _Document:
     _check_format(text)
     document = schema.loads(_Document, text)
     size = document.library_bytes
-    if not 0 < size <= _LIBRARY_LIMIT or archive.getinfo(_LIBRARY).file_size != size:
-        declared = archive.getinfo(_LIBRARY).file_size
-        raise ArtifactError(f"{_LIBRARY} has {declared} bytes, the manifest says {size}")
+    if not 0 < size <= _LIBRARY_LIMIT or library_bytes != size:
+        raise ArtifactError(f"{_LIBRARY} has {library_bytes} bytes, the manifest says {size}")
     return document
 
 
@@ -310,7 +368,7 @@ def _extract(archive: zipfile.ZipFile, path: Path, document: _Document) -> None:
             sink.write(chunk)
             left -= len(chunk)
     if left or digest.hexdigest() != document.library_sha256:
-        raise ArtifactError(f"{_LIBRARY} is damaged: its SHA-256 is not the manifest's")
+        raise ArtifactError(_DIFFERENT)
 
 
 def _read_at_most(source: IO[bytes], left: int) -> bytes:
@@ -319,35 +377,10 @@ def _read_at_most(source: IO[bytes], left: int) -> bytes:
 
 def _start(path: Path, library: Path, manifest: Manifest, threads: int | None) -> Session:
     try:
-        with _no_scope_lines():
+        with runtime.no_scope_lines():
             module = runtime.load_module(library)
         return Session(module, manifest, threads=threads, library_file=library)
     except PivotError as e:
         raise ArtifactError(f"{path}: {e}") from e
     except Exception as e:  # the dynamic loader's or TVM's complaint, of several types
         raise ArtifactError(f"{path}: its library cannot be loaded: {e}") from e
-
-
-@contextmanager
-def _no_scope_lines() -> Iterator[None]:
-    """Hold back what goes to stderr, and pass it on without a line that means nothing to a user.
-
-    TVM 0.27 writes "Scope Saving" or "Scope Loaded" for each constant, from C++ and always. Other
-    threads' lines are held back too, for as long as it takes to save or load a library.
-    """
-    with _stderr_lock, tempfile.TemporaryFile() as held:
-        try:
-            stderr = os.dup(2)
-        except OSError:  # closed: nothing to keep clean
-            yield
-            return
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            held.seek(0)
-            for line in held:
-                if not _SCOPE_LINE.search(line):
-                    os.write(2, line)

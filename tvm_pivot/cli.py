@@ -104,7 +104,10 @@ def build(
     context: typer.Context,
     model: Model,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Artifact to write.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", help="A directory to write, or a file *.pivot.", show_default=False
+        ),
     ],
     target: Target = "x86",
     precision: Precision = "float32",
@@ -119,7 +122,7 @@ def build(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compile a model into one file that `run` and tvm_pivot.load read."""
+    """Compile a model into what `run` and tvm_pivot.load read: a directory, or one file."""
     with errors(context):
         if not output.parent.is_dir():  # before minutes of compiling, not after
             raise ArtifactError(f"cannot write {output}: there is no directory {output.parent}")
@@ -127,7 +130,8 @@ def build(
         more = {"debug_dir": debug_dir, "pivot_seconds": pivot_seconds, "log": log}
         net = _build(model, target, shape, sparse=sparse, precision=precision, **more)
         net.export(output)
-        seconds, size = time.perf_counter() - started, output.stat().st_size
+        written = output.iterdir() if output.is_dir() else [output]
+        seconds, size = time.perf_counter() - started, sum(f.stat().st_size for f in written)
         if as_json:
             report = json.loads(net.report.to_json())
             print_json(
@@ -141,7 +145,7 @@ def build(
 def run(
     context: typer.Context,
     model: Annotated[
-        Path, typer.Argument(help="An artifact (*.pivot) or an ONNX file.", show_default=False)
+        Path, typer.Argument(help="An exported network or an ONNX file.", show_default=False)
     ],
     inputs: Annotated[
         list[str] | None,
@@ -165,7 +169,7 @@ def run(
             raise InputError("give the inputs with --input, or make them up with --random")
         if output is not None and output.suffix not in (".npz", ".npy"):
             raise InputError(f"--output {output}: the name must end in .npz or .npy")
-        if model.suffix == ".pivot" or zipfile.is_zipfile(model):
+        if model.suffix == ".pivot" or model.is_dir() or zipfile.is_zipfile(model):
             import tvm_pivot
 
             net = tvm_pivot.load(model)

@@ -20,10 +20,8 @@ _LINKERS = {
         ("aarch64-linux-gnu-g++", "aarch64-linux-gnu-ld"),
     ),
     "aarch64-linux-android": ("binutils-aarch64-linux-gnu", ("aarch64-linux-gnu-ld", "ld.lld")),
-    "armv7a-linux-gnueabihf": (
-        "g++-arm-linux-gnueabihf",
-        ("arm-linux-gnueabihf-g++", "arm-linux-gnueabihf-ld"),
-    ),
+    # Such code asks for functions of libgcc, which binutils alone have not.
+    "armv7a-linux-gnueabihf": ("gcc-arm-linux-gnueabihf", ("arm-linux-gnueabihf-gcc",)),
 }
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
+import re
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +24,8 @@ from typing import Any
 # The second has operators that some networks call, such as sorting.
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
 _CPU, _CUDA, _POOLED_ALLOCATOR = 1, 2, 2
+_SCOPE_LINE = re.compile(rb"executable\.cc:\d+: Warning: Scope (Saving|Loaded):")
+_stderr_lock = threading.Lock()
 
 
 def tvm_version() -> str:
@@ -112,3 +117,28 @@ def _torch_left_out() -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
+
+
+@contextmanager
+def no_scope_lines() -> Iterator[None]:
+    """Hold back what goes to stderr, and pass it on without a line that means nothing to a user.
+
+    TVM 0.27 writes "Scope Saving" or "Scope Loaded" for each constant, from C++ and always. Other
+    threads' lines are held back too, for as long as it takes to save or load a library.
+    """
+    with _stderr_lock, tempfile.TemporaryFile() as held:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # closed: nothing to keep clean
+            yield
+            return
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                if not _SCOPE_LINE.search(line):
+                    os.write(2, line)

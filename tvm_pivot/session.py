@@ -174,14 +174,17 @@ class Session:
         self._threads_required = True
 
     def export(self, path: str | PathLike[str]) -> Path:
-        """Write the network to one file that `tvm_pivot.load` reads. Needs a C compiler to link,
-        unless the session was itself loaded.
+        """Write the network to a directory that `tvm_pivot.load` reads, or to one file where the
+        name ends in ``.pivot``: a zip archive of that directory.
+
+        The directory has the library, a manifest, a runtime in C and a README. Linking needs a C
+        compiler, unless the session was itself loaded.
 
         Returns:
             The path written.
 
         Raises:
-            ArtifactError: the library cannot be linked, or the file cannot be written.
+            ArtifactError: the library cannot be linked, or nothing can be written there.
         """
         from . import artifact
 

@@ -31,11 +31,14 @@ def _arm(
     triple: str = "aarch64-linux-gnu",
     registers: int = 32,
     attributes: tuple[str, ...] = (),
+    float_abi: str = "",
     **more: Any,
 ) -> PivotTarget:
     spec: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": mcpu}
     if attributes:
         spec["mattr"] = list(attributes)
+    if float_abi:
+        spec["mfloat-abi"] = float_abi
     rates: dict[str, Any] = {"fma_per_cycle": 2.0, "fma_latency": 4.0, "load_cycles": (0.2, 2.0)}
     rates |= more
     caches = (l1_kib * _KIB, l2_kib * _KIB)
@@ -107,6 +110,7 @@ _TARGETS = (
         triple="armv7a-linux-gnueabihf",
         registers=16,
         attributes=("+neon", "+vfp4"),
+        float_abi="hard",
         cores=4,
         **_A53,
     ),

@@ -22,6 +22,7 @@ from .guest_python import require, tvm_folder
 Array = npt.NDArray[Any]
 
 _COMPILER = ("aarch64-linux-gnu-g++", "-O2", "-std=c++17")
+_C = ("aarch64-linux-gnu-gcc", "-O2", "-rdynamic")
 _LIBRARIES = ("tvm_runtime", "tvm_runtime_extra", "tvm_ffi")
 _CODES = {"i": 0, "u": 1, "f": 2, "b": 6}  # of DLPack
 _KINDS = {code: kind for kind, code in _CODES.items()}
@@ -83,6 +84,7 @@ def execute_network(
             np.save(file, array)
         prefix = Path(scratch, "output")
         command: list[str | Path] = [_runner(), library.resolve(), "--out", prefix]
+        command += ["--threads", "1"]
         profile, _ = _emulator(core).per_run(
             # It runs once before, for the outputs.
             lambda runs: [*command, "--repeat", str(runs), *files],
@@ -97,19 +99,15 @@ def _emulator(core: Core) -> Emulator:
 
 
 @cache
-def _harness() -> Path:
-    """The program that runs one function."""
-    return _program(Path(__file__).with_name("harness.cc"))
+def _runner() -> Path:
+    """The program that runs a network."""
+    first, *more = (runner.FOLDER / name for name in (*runner.SOURCES, *runner.HEADERS))
+    return compiled(_C, first, "", "-ldl", "-lpthread", beside=more)
 
 
 @cache
-def _runner() -> Path:
-    """The program that runs a network."""
-    return _program(runner.SOURCE)
-
-
-def _program(source: Path) -> Path:
-    """A program for aarch64 that loads libraries of TVM, compiled once for this version of it."""
+def _harness() -> Path:
+    """The program that runs one function, with TVM's runtime."""
     folder = require(tvm_folder())
     headers = folder / "tvm_ffi" / "include"
     libraries = (folder / "tvm" / "lib", folder / "tvm_ffi" / "lib")
@@ -117,6 +115,7 @@ def _program(source: Path) -> Path:
     link = ["-Wl,--no-as-needed", *(f"-l{name}" for name in _LIBRARIES)]
     link += [f"-Wl,-rpath,{one},-rpath-link,{one}" for one in libraries]
     places = [f"-L{one}" for one in libraries]
+    source = Path(__file__).with_name("harness.cc")
     return compiled((*_COMPILER, f"-isystem{headers}"), source, "", *places, *link)
 
 

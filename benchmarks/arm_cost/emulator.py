@@ -156,23 +156,28 @@ def run_tool(name: str, *arguments: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def compiled(command: Sequence[str], source: Path, suffix: str, *more: str) -> Path:
+def compiled(
+    command: Sequence[str], source: Path, suffix: str, *more: str, beside: Sequence[Path] = ()
+) -> Path:
     """What a compiler makes of a source file, unless that is there already.
 
     Args:
         command: the compiler and its options.
         source: the file.
         suffix: of what is made.
-        more: options behind the source file.
+        more: options behind the source files.
+        beside: more source files, and headers.
 
     Raises:
         ArmCostError: the compiler is missing, or refuses the file.
     """
-    text = source.read_bytes() + "\0".join((*command, *more)).encode()
+    text = b"".join(path.read_bytes() for path in (source, *beside))
+    text += "\0".join((*command, *more)).encode()
+    sources = [str(path) for path in (source, *beside) if path.suffix != ".h"]
     target = FOLDER / "built" / f"{source.stem}-{hashlib.sha256(text).hexdigest()[:16]}{suffix}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}")
-        run_tool(*command, str(source), "-o", str(partial), *more)
+        run_tool(*command, *sources, "-o", str(partial), *more)
         partial.replace(target)
     return target
