@@ -53,8 +53,13 @@ def choose_planes(
     """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles."""
     target = _stored(target)
     tile, cycles = cpu_tiles.choose_planes(problem, entries, target, planes_cycles, REACH)
-    together = _together(problem, tile, target)
-    return replace(tile, weight_lanes=target.lanes, entries=together), cycles
+    return with_operands(problem, tile, target), cycles
+
+
+def with_operands(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> PlanesTile:
+    """A tile that loads its operands as the core likes it."""
+    entries = _together(problem, tile, target)
+    return replace(tile, weight_lanes=target.lanes, entries=entries)
 
 
 def choose_bands(problem: PlanesProblem, entries: int, target: PivotTarget) -> Bands | None:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from ..targets import PivotTarget
-from . import cpu_tiles, x86
-from .cost import PACK_CYCLES, planes_cycles, rows_cycles
+from . import arm, cpu_tiles, tile_rule
+from .cost import PACK_CYCLES, rows_cycles
 from .cuda_planes import CudaTile
 from .cuda_rows import CudaRowsTile
 from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
@@ -118,20 +118,20 @@ def planes_choices(
         direct: the layer's input is the planes; else copying it counts, and there may be bands.
         target: the machine.
     """
-    one = replace(target, cores=1)
+    one, rule = replace(target, cores=1), tile_rule(target)
     copies = 0.0 if direct else PACK_CYCLES * problem.batch * problem.image_floats / target.lanes
     for tile in planes_space(problem, one):
-        cycles = planes_cycles(problem, tile, entries, one) + copies
+        cycles = rule.planes_cycles(problem, tile, entries, one) + copies
         yield cycles, Choice("planes", problem.block_rows, tile, keep_all)
     if direct or problem.compact:
         return
     heights = {-(-problem.height // count) for count in BANDS}
-    rule = x86.choose_bands(problem, entries, one)
-    heights |= {rule.rows} if rule else set()
+    bands = rule.choose_bands(problem, entries, one)
+    heights |= {bands.rows} if bands else set()
     for height in sorted(heights):
         band = problem.band(height)
         for tile in planes_space(band, one):
-            kernel = planes_cycles(band, tile, entries, one)
+            kernel = rule.planes_cycles(band, tile, entries, one)
             cycles = cpu_tiles.bands_cycles(problem, height, kernel, one)
             yield cycles, Choice("planes", problem.block_rows, tile, keep_all, band_rows=height)
 
@@ -143,7 +143,7 @@ def planes_space(problem: PlanesProblem, target: PivotTarget) -> Iterator[Planes
         for tile in cpu_tiles.planes_tiles(problem, target, reach):
             if tile not in seen:
                 seen.add(tile)
-                yield tile
+                yield arm.with_operands(problem, tile, target) if target.family == "arm" else tile
 
 
 def rows_choices(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.arm_cost import blocks, mca
-from benchmarks.arm_cost.blocks import Block, Count, loads_and_stores, parse, per_run
+from benchmarks.arm_cost.blocks import Block, Count, joined, loads_and_stores, parse, per_run
 from benchmarks.arm_cost.cores import CORES, ArmCostError, core_of
 from benchmarks.arm_cost.cost import Cost, grouped, total_cost
 from benchmarks.arm_cost.emulator import Emulator, compiled
@@ -175,6 +175,20 @@ def network(runtime: str, variant: str, core: str, cycles: float) -> NetworkCost
     cost = Cost(2 * cycles, 1.0, 1.0, cycles)
     steps = (Step("gemm", cycles, cycles),)
     return NetworkCost("resnet50", variant, "aa", runtime, "1.0", core, cost, 1e-6, steps)
+
+
+def test_blocks_that_a_page_cuts_are_joined() -> None:
+    add, branch = "8b010000", "54ffffc1"  # b.ne
+    first, second = Block("f", 0x1FF8, 2 * add), Block("f", 0x2000, add + branch)
+    whole = Block("f", 0x1FF8, 3 * add + branch)
+    assert joined({first: Count(9, 2), second: Count(9, 1)}) == {whole: Count(9, 3)}
+    # The second half is jumped to as well.
+    found = joined({first: Count(6), second: Count(9, 3)})
+    assert found == {whole: Count(6, 2), second: Count(3, 1)}
+    for alone in (Block("f", 0x1FF4, 2 * add), Block("f", 0x1FF8, add + branch)):
+        assert joined({alone: Count(9), second: Count(9)}) == {alone: Count(9), second: Count(9)}
+    other = Block("g", 0x2000, add)
+    assert joined({first: Count(9), other: Count(9)}) == {first: Count(9), other: Count(9)}
 
 
 def test_results_are_kept_and_told(tmp_path: Path) -> None:

@@ -13,16 +13,23 @@ from tvm import te
 from tvm.s_tir import meta_schedule
 from tvm.support.tar import tar
 
-from benchmarks.arm_cost import kernels, rivals
+import tvm_pivot
+from benchmarks.arm_cost import gain, kernels, rivals
+from benchmarks.arm_cost.compiled import execute
 from benchmarks.arm_cost.cores import ArmCostError, core_of
 from benchmarks.arm_cost.guest_python import cpu_info, require, rivals_folder, tvm_folder
 from benchmarks.arm_cost.networks import layer_costs, run_ours
-from benchmarks.arm_cost.tuning import SECONDS_PER_CYCLE, runner
+from benchmarks.arm_cost.tuning import SECONDS_PER_CYCLE, arguments_for, runner
 from tests.arm_programs import needs_tools
+from tests.tuned_layers import conv_layer, convolved, task_of
 from tvm_pivot.bench.models import ModelInput
 from tvm_pivot.bench.reference import Reference
 from tvm_pivot.bench.runtimes.protocol import ports
 from tvm_pivot.targets import resolve
+from tvm_pivot.tuning.artifacts import arguments_of, contents_of
+from tvm_pivot.tuning.log_files import read
+from tvm_pivot.tuning.rpc_devices import Trial
+from tvm_pivot.tuning.trials import build_candidate
 
 
 def there(folder: Path) -> bool:
@@ -148,6 +155,46 @@ def test_metaschedule_can_tune_on_it(tmp_path: Path) -> None:
     # Two vectors of four floats in and out per cycle at the very best.
     assert large > sizes[1] / 8
     assert 8 < large / small < 17
+
+
+@needs_tvm
+def test_networks_are_tuned_on_counted_cycles(network: ModelInput, tmp_path: Path) -> None:
+    log, core = tmp_path / "log.jsonl", core_of("cortex-a76")
+    measuring = runner(core, allocate=contents_of)
+    report = tvm_pivot.tune(network.path, core.name, log=log, trials=1, runner=measuring)
+    records = read(log).records
+    assert {record.decisions["stage"] for record in records} >= {"rule", "final"}
+    by_choice: dict[str, set[float]] = {}
+    for record in records:
+        key = f"{record.task.problem} {record.decisions['choice']}"
+        by_choice.setdefault(key, set()).update(record.seconds)
+    assert all(len(seconds) == 1 for seconds in by_choice.values())
+    gains = gain.of_layers(network, core, log)
+    assert [one.layers for one in gains] == [len(task.layers) for task in report.tasks]
+    for one, task in zip(gains, report.tasks, strict=True):
+        assert one.gain == pytest.approx(task.gain)
+    rule, tuned = gain.of_network(network, core, log)  # which checks the outputs
+    assert tuned <= rule
+
+
+@needs_tvm
+@pytest.mark.parametrize("core", ["cortex-a53", "cortex-a76"])
+def test_points_of_the_space_compute_the_convolution(core: str, tmp_path: Path) -> None:
+    layer = conv_layer(size=10, stride=2)
+    task, g = task_of(layer, resolve(core)), layer.geometry
+    by_entries = {choice.tile.entries: choice for choice in task.choices}
+    assert len(by_entries) > 1
+    for choice in (task.rule, *by_entries.values(), *list(task.choices)[::97][:4]):
+        path = Path(build_candidate(task, choice.decisions(), str(tmp_path), "candidate"))
+        trial = Trial(path, "cpu", tuple(arguments_of(path)))
+        arguments = arguments_for(contents_of, trial)
+        _, (x, *_, y) = execute(path, "main", arguments, core_of(core))
+        with np.load(path.with_suffix(".npz")) as tables:
+            bias = np.empty(g.outputs, np.float32)
+            bias[tables["rows"]] = tables["bias"]
+        x = x.reshape(1, g.channels, g.y.size, g.x.size)
+        want = np.maximum(convolved(layer, x, bias), 0.0)
+        np.testing.assert_allclose(y.reshape(want.shape), want, rtol=1e-4, atol=1e-5)
 
 
 @needs_tvm

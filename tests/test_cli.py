@@ -89,6 +89,16 @@ def test_build_writes_an_artifact_and_a_summary(model: Path, tmp_path: Path) -> 
     assert done.stdout.startswith(str(tvm_pivot.load(path).report))
 
 
+def test_build_and_run_a_directory(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mlp"
+    done = call("build", model, "--output", f"{path}/", "--shape", "batch=1")
+    assert done.exit_code == 0, done.stderr
+    size = sum(file.stat().st_size for file in path.iterdir())
+    assert f"wrote {path}, {size / 1e6:.2f} MB, in " in done.stdout
+    assert call("run", path, "--random").exit_code == 0
+    assert "it has no manifest.json" in refused("run", tmp_path, "--random")
+
+
 def test_build_json_debug_dir_and_dense(model: Path, tmp_path: Path) -> None:
     path, folder = tmp_path / "mlp.pivot", tmp_path / "debug"
     words = ("--shape", "batch=1", "--json", "--dense", "--debug-dir", folder)

@@ -20,11 +20,12 @@ from tuned_layers import AVX2, conv_layer, dense_layer, network, task_of
 from typer.testing import CliRunner
 
 import tvm_pivot
+from benchmarks import zoo
 from tvm_pivot.cli import app
 from tvm_pivot.errors import TuningError
 from tvm_pivot.schedules.choices import Choice
 from tvm_pivot.schedules.problems import Epilogue, PlanesTile
-from tvm_pivot.targets import resolve
+from tvm_pivot.targets import PRESETS, resolve
 from tvm_pivot.tuning import selection, tuner
 from tvm_pivot.tuning.confirm import in_network
 from tvm_pivot.tuning.log_files import append, read
@@ -138,9 +139,9 @@ def test_what_cannot_be_tuned_is_refused_at_once(tmp_path: Path) -> None:
     model = network(tmp_path / "small.onnx")
     with pytest.raises(TuningError, match="there is no directory"):
         tvm_pivot.tune(model, log=tmp_path / "none" / "log.jsonl")
-    arm = replace(AVX2, family="arm")
-    with pytest.raises(TuningError, match="nothing to tune for targets of the family arm"):
-        tvm_pivot.tune(model, target=arm, log=tmp_path / "log.jsonl")
+    for target, message in (("h100", "nothing to tune for"), ("cortex-a76", "on a farm")):
+        with pytest.raises(TuningError, match=message):
+            tvm_pivot.tune(model, target=target, log=tmp_path / "log.jsonl")
     done = CliRunner().invoke(app, ["tune", str(model)])
     assert done.exit_code == 1 and "--log" in done.output
 
@@ -295,13 +296,26 @@ def test_more_cores_share_a_tuned_kernel(tmp_path: Path) -> None:
 
 
 def test_shipped_logs_are_whole() -> None:
-    logs = selection.shipped_logs(AVX2) + selection.shipped_logs(replace(AVX2, lanes=16))
+    targets = (AVX2, replace(AVX2, lanes=16), PRESETS["cortex-a76"])
+    logs = [path for target in targets for path in selection.shipped_logs(target)]
     for path in logs:
         log = read(path)
         assert log.bad_count == 0
         assert all(record.decisions["stage"] == "final" for record in log.records)
         assert len({record.task for record in log.records}) == len(log.records)
-    assert selection.shipped_logs(replace(AVX2, family="arm")) == []
+    assert selection.shipped_logs(PRESETS["raspberry-pi-5"])
+    assert selection.shipped_logs(PRESETS["cortex-a53"]) == []
+    assert selection.shipped_logs(PRESETS["h100"]) == []
+
+
+def test_builds_for_arm_use_the_shipped_records_of_that_core() -> None:
+    model = zoo.load("mobilenet_v1", "8x1@0.1")
+    same = "by records of the same tasks"
+    report = tvm_pivot.inspect(model, target="raspberry-pi-5")
+    assert any(layer.tuned == same for layer in report.layers)
+    assert f"tuned: {same}" in str(report)
+    other = tvm_pivot.inspect(model, target="cortex-a53")
+    assert {layer.tuned for layer in other.layers} == {""}
 
 
 def test_the_command_line_does_not_load_the_compiler_for_its_help() -> None:

@@ -64,11 +64,20 @@ def _parser() -> argparse.ArgumentParser:
     layers = add("layers", _layers, "tell the cost of each layer of one network")
     layers.add_argument("network")
     layers.add_argument("variant", nargs="?", default="8x1@0.1")
+    tune = add("tune", _tune, "search for kernels that take fewer model cycles")
+    tune.add_argument("--trials", type=int, help="candidates in all; default: 32 per kernel")
+    tune.add_argument("--minutes", type=float, help="stop after so long")
+    gain = add("gain", _gain, "compare the kernels that records choose with the rule's")
+    for command in (tune, gain):
+        command.add_argument("network")
+        command.add_argument("variant", nargs="?", default="8x1@0.1")
+        command.add_argument("--log", type=Path, required=command is tune, help="records (.jsonl)")
     table = add(
         "table", _table, "print what was measured; make readme-tables writes it to README.md"
     )
-    for command in (networks, kernels, layers):
+    for command in (networks, kernels, layers, tune, gain):
         _choose(command, "--cores", _CORES, tuple(CORES))
+    for command in (networks, kernels, layers):
         command.add_argument("--caches", action="store_true", help="count cache misses too (slow)")
     for command in (networks, kernels, table):
         command.add_argument("--json", type=Path, default=RESULTS, help="the file of the results")
@@ -133,6 +142,37 @@ def _layers(options: argparse.Namespace) -> None:
         _tell(f"{model.name} on {core.name}", total, f"error {ran.error:.0e}")
         for name, cost in costs.items():
             _tell(f"  {name}", cost, f"{cost.cycles / total.cycles:.1%}")
+
+
+def _tune(options: argparse.Namespace) -> None:
+    import tvm_pivot
+    from tvm_pivot.tuning.artifacts import contents_of
+
+    from .networks import model_of
+    from .tuning import runner
+
+    model = model_of(options.network, options.variant)
+    for core in _cores(options):
+        how = {"trials": options.trials, "minutes": options.minutes}
+        measuring = runner(core, allocate=contents_of)
+        print(tvm_pivot.tune(model.path, core.name, log=options.log, runner=measuring, **how))
+
+
+def _gain(options: argparse.Namespace) -> None:
+    from .gain import mean_gain, of_layers, of_network
+    from .networks import model_of
+
+    model = model_of(options.network, options.variant)
+    for core in _cores(options):
+        layers = of_layers(model, core, options.log)
+        for one in layers:
+            if one.record:
+                cycles = f"{one.rule / 1e6:.3f} M model cycles by the rule, {one.tuned / 1e6:.3f} M"
+                print(f"{one.layer}: {cycles} {one.record}, {one.gain:.3f}x", flush=True)
+        rule, tuned = of_network(model, core, options.log)
+        cycles = f"{rule / 1e6:.3f} M model cycles by the rule, {tuned / 1e6:.3f} M tuned"
+        gains = f"{rule / tuned:.3f}x; its layers {mean_gain(layers):.3f}x"
+        print(f"{model.name} on {core.name}: {cycles}, {gains}", flush=True)
 
 
 def _table(options: argparse.Namespace) -> None:

@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _WORD = 8  # hexadecimal digits
+_PAGE = 4096
+# A64 instructions that may go elsewhere, as mask and value.
+_BRANCHES = (
+    (0x7C000000, 0x14000000),  # b, bl
+    (0xFE000000, 0x54000000),  # b.cond
+    (0x7C000000, 0x34000000),  # cbz, cbnz, tbz, tbnz
+    (0xFE000000, 0xD6000000),  # br, blr, ret
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,36 @@ def read(path: Path) -> Profile:
         return parse(file)
 
 
+def joined(profile: Profile) -> Profile:
+    """The same, with blocks whole that QEMU cuts in two because a page ends in them.
+
+    Each half would be modelled as if it followed itself.
+    """
+    found = dict(profile)
+    starts = {(block.file, block.place): block for block in profile}
+    for first in profile:
+        end = first.place + 4 * len(first)
+        if end % _PAGE or _may_branch(first.words()[-1]):
+            continue
+        second = starts.get((first.file, end))
+        a, b = found[first], found.get(second, Count(0)) if second else Count(0)
+        if second is None or not 0 < a.runs <= b.runs:
+            continue
+        share = a.runs / b.runs
+        del found[first], found[second]
+        whole = Block(first.file, first.place, first.code + second.code)
+        misses = (a.l1_misses + share * b.l1_misses, a.l2_misses + share * b.l2_misses)
+        found[whole] = Count(a.runs, *misses)
+        if share < 1:  # the second half is jumped to as well
+            rest = (b.l1_misses * (1 - share), b.l2_misses * (1 - share))
+            found[second] = Count(b.runs - a.runs, *rest)
+    return found
+
+
+def _may_branch(word: int) -> bool:
+    return any(word & mask == value for mask, value in _BRANCHES)
+
+
 def per_run(few: Mapping[Block, Count], many: Mapping[Block, Count], runs: int) -> Profile:
     """What one run executes, from two programs that differ in `runs` runs.
 
@@ -90,7 +128,7 @@ def per_run(few: Mapping[Block, Count], many: Mapping[Block, Count], runs: int) 
                 (b.l1_misses - a.l1_misses) / runs,
                 (b.l2_misses - a.l2_misses) / runs,
             )
-    return found
+    return joined(found)
 
 
 def loads_and_stores(word: int) -> tuple[int, int]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tvm_pivot
 from benchmarks import zoo
@@ -14,7 +14,6 @@ from tvm_pivot.bench.models import ModelInput
 from tvm_pivot.bench.reference import TOLERANCES, Reference, largest_error
 from tvm_pivot.bench.runtimes.protocol import FP32
 from tvm_pivot.report import Report
-from tvm_pivot.session import Session
 
 from . import compiled, rivals
 from .cores import ArmCostError, Core
@@ -23,7 +22,7 @@ from .results import OURS, NetworkCost, Step
 from .rivals import Executed
 
 _NEGLIGIBLE = 0.005
-_LIBRARY = "lib.so"  # in an artifact
+_LIBRARY = "lib.so"  # in an exported directory
 # What TVM calls the functions that it makes of one.
 _PREFIX, _SUFFIX = "__tvm_ffi_", "_compute_"
 
@@ -102,16 +101,29 @@ def _measure(
     )
 
 
-def run_ours(model: ModelInput, core: Core, *, caches: bool = False) -> tuple[Executed, Report]:
+def run_ours(model: ModelInput, core: Core, **how: Any) -> tuple[Executed, Report]:
     """As `execute_ours`, on inputs and outputs computed now."""
     with tempfile.TemporaryDirectory(prefix="arm-cost-") as scratch:
-        return execute_ours(model, Reference.of(model.path, Path(scratch)), core, caches=caches)
+        return execute_ours(model, Reference.of(model.path, Path(scratch)), core, **how)
 
 
 def execute_ours(
-    model: ModelInput, reference: Reference, core: Core, *, caches: bool = False
+    model: ModelInput,
+    reference: Reference,
+    core: Core,
+    *,
+    caches: bool = False,
+    tuned: bool = True,
+    log: Path | None = None,
 ) -> tuple[Executed, Report]:
     """Build a model for a core and run it under emulation.
+
+    Args:
+        model: what runs.
+        reference: its inputs and outputs.
+        core: what it runs on.
+        caches: count misses too.
+        tuned, log: as for `tvm_pivot.build`.
 
     Returns:
         What one inference executes, and the report of the build.
@@ -120,10 +132,10 @@ def execute_ours(
         PivotError: it cannot be built.
         ArmCostError: it fails.
     """
-    session = tvm_pivot.build(model.path, target=core.name)
+    session = tvm_pivot.build(model.path, target=core.name, tuned=tuned, log=log)
     sample = reference.samples[0]
     with tempfile.TemporaryDirectory(prefix="arm-cost-") as scratch:
-        library = _library(session, Path(scratch))
+        library = session.export(Path(scratch, "network")) / _LIBRARY
         inputs = [sample.inputs[spec.name] for spec in session.inputs]
         functions, outputs = compiled.execute_network(library, inputs, core, caches=caches)
     named = {spec.name: y for spec, y in zip(session.outputs, outputs, strict=True)}
@@ -145,11 +157,3 @@ def layer_costs(functions: Mapping[str, Cost], report: Report) -> dict[str, Cost
         kernel = name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
         found[", ".join(layers.get(kernel, [kernel]))] += cost
     return dict(sorted(found.items(), key=lambda item: -item[1].cycles))
-
-
-def _library(session: Session, folder: Path) -> Path:
-    """The shared library of an artifact."""
-    artifact = folder / "network.pivot"
-    session.export(artifact)
-    with zipfile.ZipFile(artifact) as archive:
-        return Path(archive.extract(_LIBRARY, folder))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,15 @@ def runner(core: Core, *, allocate: Allocate = any_floats, jobs: int = 1) -> Any
 
 @dataclass(frozen=True)
 class EmulatedCores:
-    """As many emulated cores as asked for: the devices of a `Dispatcher`."""
+    """As many emulated cores as asked for: the devices of a `Dispatcher`.
+
+    `known` has the cycles of what was measured already: they are the same each time.
+    """
 
     core: Core
     allocate: Allocate
     jobs: int
+    known: dict[str, float] = field(default_factory=dict)
 
     def count(self) -> int:
         """How many there are."""
@@ -56,7 +61,7 @@ class EmulatedCores:
 
     def acquire(self, slot: int) -> EmulatedCore:
         """The core of a slot: there is one for each."""
-        return EmulatedCore(f"{self.core.name} {slot}", self.core, self.allocate)
+        return EmulatedCore(f"{self.core.name} {slot}", self.core, self.allocate, self.known)
 
     def close(self) -> None:
         """Nothing to end: each program ends by itself."""
@@ -69,6 +74,7 @@ class EmulatedCore:
     name: str
     core: Core
     allocate: Allocate
+    known: dict[str, float]
 
     def measure(self, job: Trial) -> list[float]:
         """The cost of a trial, as one time in seconds.
@@ -77,20 +83,29 @@ class EmulatedCore:
             TuningError: the candidate cannot be linked, or fails.
         """
         try:
-            with tempfile.TemporaryDirectory(prefix="arm-cost-") as scratch:
-                library = linked(job.artifact, Path(scratch))
-                arguments = _arguments(self.allocate, job)
-                functions, _ = compiled.execute(library, _FUNCTION, arguments, self.core)
+            arguments = arguments_for(self.allocate, job)
+            digest = hashlib.sha256(job.artifact.read_bytes())
+            for array in arguments:
+                digest.update(array.tobytes())
+            key = digest.hexdigest()
+            if key not in self.known:
+                self.known[key] = self._cycles(job.artifact, arguments)
         except (ArmCostError, ValueError) as e:
             raise TuningError(str(e)) from e
-        return [sum(functions.values(), Cost()).cycles * SECONDS_PER_CYCLE]
+        return [self.known[key] * SECONDS_PER_CYCLE]
+
+    def _cycles(self, artifact: Path, arguments: list[Any]) -> float:
+        with tempfile.TemporaryDirectory(prefix="arm-cost-") as scratch:
+            library = artifact if artifact.suffix == ".so" else linked(artifact, Path(scratch))
+            functions, _ = compiled.execute(library, _FUNCTION, arguments, self.core)
+        return sum(functions.values(), Cost()).cycles
 
     def give_back(self) -> None:
         """Nothing is held."""
 
 
 def linked(artifact: Path, folder: Path) -> Path:
-    """The shared library of what TVM's builder exported: objects in a tar archive.
+    """The shared library of what MetaSchedule's own builder exports: objects in a tar archive.
 
     Raises:
         ArmCostError: it cannot be linked for aarch64.
@@ -103,7 +118,7 @@ def linked(artifact: Path, folder: Path) -> Path:
     return library
 
 
-def _arguments(allocate: Allocate, job: Trial) -> list[Any]:
+def arguments_for(allocate: Allocate, job: Trial) -> list[Any]:
     """The arrays of a trial; where the caller has none, numbers that are the same each time."""
     rng = np.random.default_rng(0)
     given = allocate(job.artifact, job.arguments)

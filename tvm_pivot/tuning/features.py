@@ -14,9 +14,8 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.feature_extractor import PyFeatureExtractor
 
 from ..errors import ArtifactError
-from ..schedules import cpu_tiles, x86
+from ..schedules import cpu_tiles, tile_rule
 from ..schedules.choices import Choice
-from ..schedules.cost import planes_cycles
 from ..schedules.problems import PlanesProblem, PlanesTile
 from ..schema import decode
 from ..targets import PivotTarget
@@ -101,10 +100,11 @@ def predict(
         whole = decode(PlanesProblem, dict(problem))
     except ArtifactError:
         return None
-    best = x86.choose_planes(whole, entries, target)[1]
+    rule = tile_rule(target)
+    best = rule.choose_planes(whole, entries, target)[1]
     if not choice.band_rows:
-        return planes_cycles(whole, tile, entries, target) / best
-    kernel = planes_cycles(whole.band(choice.band_rows), tile, entries, target)
+        return rule.planes_cycles(whole, tile, entries, target) / best
+    kernel = rule.planes_cycles(whole.band(choice.band_rows), tile, entries, target)
     return cpu_tiles.bands_cycles(whole, choice.band_rows, kernel, target) / best
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from ..relay_passes.cuda_kernels import cuda_points
 from ..relay_passes.layer_kernels import fits, problem_of, rule_choice
 from ..relay_passes.layers import Layer, Plan
-from ..schedules import cpu_tiles
+from ..schedules import cpu_tiles, tile_rule
 from ..schedules.choices import Choice, nearest, planes_space, rows_space
-from ..schedules.cost import PACK_CYCLES, planes_cycles
+from ..schedules.cost import PACK_CYCLES
 from ..schedules.problems import Epilogue, PlanesProblem, RowsProblem
 from ..targets import PivotTarget
 from . import lookup
@@ -174,6 +174,7 @@ def _moved_on_gpu(
 
 def _cycles(problem: PlanesProblem, choice: Choice, entries: int, target: PivotTarget) -> float:
     tile: Any = choice.tile
+    planes_cycles = tile_rule(target).planes_cycles
     if not choice.band_rows:
         copies = PACK_CYCLES * problem.batch * problem.image_floats / target.lanes
         kernel = planes_cycles(problem, tile, entries, target)
@@ -183,15 +184,22 @@ def _cycles(problem: PlanesProblem, choice: Choice, entries: int, target: PivotT
 
 
 def shipped_logs(target: PivotTarget) -> list[Path]:
-    """The logs that come with the package for targets with such vectors."""
+    """The logs that come with the package for such targets."""
     from .. import __path__ as homes
 
-    name = _FOLDERS.get((target.family, target.lanes))
+    name = _folder(target)
     if name is None:
         return []
     return sorted(
         path for home in homes for path in Path(home, "tuning_logs", name).glob("*.jsonl")
     )
+
+
+def _folder(target: PivotTarget) -> str | None:
+    if target.family == "arm":
+        # What was counted for one core's pipelines says little about another's.
+        return f"arm-{target.tvm.get('mcpu')}"
+    return _FOLDERS.get((target.family, target.lanes))
 
 
 @lru_cache(maxsize=16)

@@ -17,6 +17,7 @@ import numpy as np
 import tvm
 from tvm import tirx
 
+from ..linking import linker
 from ..relay_passes.pack_layer import LayerKernel
 from ..schedules.choices import Choice
 from ..schedules.pack_planes import pack_planes, packed_first
@@ -50,7 +51,7 @@ def build_candidate(task: LayerTask, decisions: dict[str, Any], folder: str, nam
     func = candidate_func(task, choice, kernel).with_attr("global_symbol", "main")
     library = tvm.compile(tvm.IRModule({"main": func}), target=task.target.to_tvm())
     path = Path(folder) / f"{name}.so"
-    library.export_library(str(path))
+    library.export_library(str(path), fcompile=linker(task.target))
     rng = np.random.default_rng(0)
     bias = rng.standard_normal(task.geometry.outputs).astype(np.float32)
     names = ["indptr", "index", "weight", "rows", "bias", *(f"more{i}" for i in range(9))]

@@ -17,7 +17,7 @@ from ..errors import TuningError
 from ..importer import import_model
 from ..relay_passes import PHASES, PIVOT_SECONDS, Compilation
 from ..schedules.choices import Choice
-from ..targets import PivotTarget, resolve
+from ..targets import PivotTarget, cannot_run, resolve
 from .confirm import in_network
 from .explore import explore
 from .log_files import append, read
@@ -158,8 +158,11 @@ def tune(
     described = resolve(target).require_schedules().with_precision(precision)
     if described.family == "cuda":
         raise TuningError("GPUs are tuned by batches of candidates: see --batch-out, `write_batch`")
-    if described.family != "x86":
+    if described.family not in ("x86", "arm"):
         raise TuningError(f"there is nothing to tune for targets of the family {described.family}")
+    reason = cannot_run(described) if runner == "local" else None
+    if reason is not None:
+        raise TuningError(f"candidates are {reason}: measure them on a farm that can (--tracker)")
     path, tell = Path(log), progress or Progress()
     if not path.parent.is_dir():  # before minutes of measuring, not after
         raise TuningError(f"cannot write {path}: there is no directory {path.parent}")
