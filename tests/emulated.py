@@ -42,7 +42,7 @@ needed_python = _skipped_without(*([] if PYTHON.exists() else ["make emulation"]
 @cache
 def program(compiler: str = CROSS) -> Path:
     """The runtime's program ``run``; compiled once for each version of its sources."""
-    digest = hashlib.sha256(compiler.encode())
+    digest = hashlib.sha256(" ".join(runner.compile_command("run", compiler=compiler)).encode())
     for name in (*runner.SOURCES, *runner.HEADERS):
         digest.update((runner.FOLDER / name).read_bytes())
     path = ROOT / f".cache/run-{digest.hexdigest()[:12]}"

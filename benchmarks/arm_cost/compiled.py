@@ -102,7 +102,7 @@ def _emulator(core: Core) -> Emulator:
 def _runner() -> Path:
     """The program that runs a network."""
     first, *more = (runner.FOLDER / name for name in (*runner.SOURCES, *runner.HEADERS))
-    return compiled(_C, first, "", "-ldl", "-lpthread", beside=more)
+    return compiled(_C, first, "", "-Wl,--no-as-needed", "-lm", "-ldl", "-lpthread", beside=more)
 
 
 @cache

@@ -7,8 +7,10 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 SOURCES = ("run.c", "pivot.c", "tables.c", "threads.c")
 HEADERS = ("pivot.h", "internal.h")
-# Kernels call functions of the program that loads them, so it has to export its own.
-_FLAGS, _LIBRARIES = ("-O2", "-rdynamic"), ("-ldl", "-lpthread")
+# Kernels call functions of the program that loads them, so it has to export its own, and bring the
+# mathematical ones, which it does not call itself.
+_FLAGS = ("-O2", "-rdynamic")
+_LIBRARIES = ("-Wl,--no-as-needed", "-lm", "-ldl", "-lpthread")
 
 
 def compile_command(
