@@ -67,10 +67,19 @@ NETWORKS = (
     (Case("bert2", "4x1@0.1", length=16), "cortex-a55"),
     (Case("mobilenet_v1", "8x1@0.1", image=64), "raspberry-pi-4"),
     (Case("mobilenet_v2", "dense", image=64), "apple-m1"),
+    (Case("resnet50", "8x1@0.1", image=32), "cortex-x1"),
+    (Case("vgg16", "8x1@0.1", image=32), "raspberry-pi-3"),
+    (Case("resnet56_cifar", "4x1@0.1"), "neoverse-n1"),
+    (Case("ultraface", "8x1@0.1"), "android-arm64"),
     pytest.param(Case("resnet18", "8x1@0.1", image=32), "armv7-neon", marks=needed_v7),
     pytest.param(Case("lstm", "1x1@0.1", length=4), "armv7-neon", marks=needed_v7),
 )
-CPUS = {"cortex-a53": "cortex-a53", "cortex-a72": "cortex-a72", "armv7-neon": CPU_V7}
+CPUS = {
+    "cortex-a53": "cortex-a53",
+    "raspberry-pi-3": "cortex-a53",
+    "cortex-a72": "cortex-a72",
+    "armv7-neon": CPU_V7,
+}
 
 
 @needed
@@ -78,7 +87,7 @@ CPUS = {"cortex-a53": "cortex-a53", "cortex-a72": "cortex-a72", "armv7-neon": CP
 def test_networks_under_emulation(
     case: Case, target: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    if case.name.endswith("_cifar"):
+    if case.name.endswith("_cifar") or case.name == "ultraface":
         request.getfixturevalue("shared_data")
     path = zoo.load(case.name, case.variant, image=case.image, length=case.length)
     net = tvm_pivot.build(path, target=target)
