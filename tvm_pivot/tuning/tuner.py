@@ -158,8 +158,6 @@ def tune(
     described = resolve(target).require_schedules().with_precision(precision)
     if described.family == "cuda":
         raise TuningError("GPUs are tuned by batches of candidates: see --batch-out, `write_batch`")
-    if described.family not in ("x86", "arm"):
-        raise TuningError(f"there is nothing to tune for targets of the family {described.family}")
     reason = cannot_run(described) if runner == "local" else None
     if reason is not None:
         raise TuningError(f"candidates are {reason}: measure them on a farm that can (--tracker)")
