@@ -19,7 +19,7 @@
 enum { HEADER = 4096 };
 
 typedef struct {
-    const char *library, *prefix;
+    const char *module, *prefix;
     int repeat, threads, raw, inputs;
     char **files;
 } Options;
@@ -150,10 +150,10 @@ static Options parse(int argc, char **argv)
         else if (!strcmp(word, "--threads")) found.threads = whole(word, argv[i]);
         else if (!strcmp(word, "--raw")) found.raw = 1;
         else if (!strncmp(word, "--", 2)) stop("unknown option %s", word);
-        else if (found.library == NULL) found.library = word;
+        else if (found.module == NULL) found.module = word;
         else found.files[found.inputs++] = argv[i];
     }
-    if (found.library == NULL)
+    if (found.module == NULL)
         stop("usage: run lib.so [--out PREFIX] [--repeat N] [--threads N] [--raw] input0.npy ...");
     return found;
 }
@@ -162,8 +162,8 @@ static Options parse(int argc, char **argv)
 static pivot_network *opened(const Options *options)
 {
     static char path[HEADER];
-    const char *here = strchr(options->library, '/') ? "" : "./";
-    if (snprintf(path, sizeof path, "%s%s", here, options->library) >= HEADER) stop("too long a name");
+    const char *here = strchr(options->module, '/') ? "" : "./";
+    if (snprintf(path, sizeof path, "%s%s", here, options->module) >= HEADER) stop("too long a name");
     pivot_network *net = pivot_open(path, options->threads);
     if (net == NULL) stop("%s", pivot_error());
     return net;
