@@ -10,7 +10,7 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planes_oracle import problem_of
+from planes_oracle import drawn_weight, problem_of
 from test_k_tiles import EPILOGUES, dense, run
 
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
@@ -28,11 +28,7 @@ CONV = ConvGeometry(2, 7, 21, AxisGeometry(11, 3, 1, 1, 1, 1), AxisGeometry(9, 3
 def cases(draw: st.DrawFn) -> tuple[ConvGeometry, np.ndarray, int, PlanesTile, str]:
     g = draw(st.sampled_from([dense(40, 21, 50), dense(7, 8, 3), CONV]))
     rows = draw(st.sampled_from([1, 2, 4, 8, 16]))
-    columns = g.channels // g.groups * g.y.kernel * g.x.kernel
-    rng = np.random.default_rng(draw(st.integers(0, 9999)))
-    mask = rng.random((-(-g.outputs // rows), columns)) < draw(st.sampled_from([0.0, 0.1, 0.6, 1]))
-    mask = np.repeat(mask, rows, axis=0)[: g.outputs]
-    weight = np.where(mask, rng.standard_normal(mask.shape), 0).astype(np.float32)
+    weight = drawn_weight(draw, g, rows)
     problem = problem_of(g, rows, -(-g.outputs // rows))
     tile = draw(st.sampled_from(list(planes_tiles(problem, PRESETS["arm"]))))
     tile = replace(tile, weight_lanes=4)

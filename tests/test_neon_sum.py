@@ -13,7 +13,7 @@ import tvm
 from arm_programs import needs_tools
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planes_oracle import packed_for, problem_of
+from planes_oracle import drawn_weight, packed_for, problem_of
 from test_arm_cost_kernels import needs_tvm
 from test_k_tiles import EPILOGUES, EPS, dense, reference
 
@@ -38,11 +38,7 @@ Case = tuple[ConvGeometry, np.ndarray, int, PlanesTile, str]
 def cases(draw: st.DrawFn) -> Case:
     g = draw(st.sampled_from([dense(40, 21, 50), dense(61, 24, 32), CONV]))
     rows = draw(st.sampled_from([1, 2, 4, 8, 16]))
-    columns = g.channels // g.groups * g.y.kernel * g.x.kernel
-    rng = np.random.default_rng(draw(st.integers(0, 9999)))
-    mask = rng.random((-(-g.outputs // rows), columns)) < draw(st.sampled_from([0.0, 0.1, 0.6, 1]))
-    mask = np.repeat(mask, rows, axis=0)[: g.outputs]
-    weight = np.where(mask, rng.standard_normal(mask.shape), 0).astype(np.float32)
+    weight = drawn_weight(draw, g, rows)
     problem = problem_of(g, rows, -(-g.outputs // rows))
     tiles = [replace(tile, weight_lanes=4) for tile in planes_tiles(problem, MACHINE, arm.REACH)]
     grouped = [
