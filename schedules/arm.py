@@ -42,7 +42,7 @@ COPY_CYCLES = 2.5
 # Bytes per cycle from beyond level 2.
 FAR_BYTES = 6.0
 # Blocks of 8 rows have their columns cut, too: their register tiles are no wider than two vectors.
-REACH = replace(cpu_tiles.RULE, k_tiled_rows=8)
+REACH = replace(cpu_tiles.RULE, k_tiled_rows=8, narrow_panels=False)
 # Entries whose loads stand together, where the registers suffice.
 MOST_ENTRIES = 4
 
@@ -79,10 +79,8 @@ def planes_cycles(
     """Cycles on one core for a layer with `entries` packed entries."""
     target = _stored(target)
     accumulators = problem.block_rows * tile.vectors
-    span, total = tile.tiles * tile.width, problem.pixels
-    if not problem.compact:
-        span, total = tile.group_rows, problem.height
-    groups = problem.batch * -(-total // span)
+    span = tile.tiles * tile.width if problem.compact else tile.group_rows
+    groups = problem.batch * tile.groups(problem)
     blocks = problem.row_blocks * tile.k_tiles
     together = _together(problem, tile, target)
     if together > 1:
@@ -98,7 +96,7 @@ def planes_cycles(
         vectors = problem.columns * -(-span // tile.lanes)
         cycles += COPY_CYCLES * groups * tile.stretches * vectors
     if not (problem.compact or tile.within_rows(problem)):
-        vectors = tile.group_rows * -(-problem.width // tile.lanes)
+        vectors = tile.group_rows * -(-tile.columns(problem) // tile.lanes)
         cycles += COPY_CYCLES * groups * problem.row_blocks * problem.block_rows * vectors
     group_floats = span if problem.compact else span * problem.pitch
     count = groups // problem.batch

@@ -190,7 +190,8 @@ def _panel(walk: _Walk, panel: Panel, x: Any, lines: Any) -> Any:
     def copy(n: Any, g: Any, h: Any, s: Any, k: Any, q: Any) -> Any:
         line, row = _split(k, panel.height, panel.rows)
         first = first_channel(s, walk.problem, walk.tile) * panel.lines
-        return x[n, lines[first + line] + (walk.start(g) + row) * walk.scale + q]
+        at = lines[first + line] + (walk.start(g) + row) * walk.scale
+        return x[n, at + walk.left(g) + q]
 
     shape = (*walk.domain[:WALKED], panel.rows, walk.tile.panel_pitch)
     return te.compute(shape, copy, name="panel")
@@ -239,13 +240,20 @@ class _Walk:
     @property
     def domain(self) -> tuple[int, ...]:
         """Extents of the axes n, g, h, s, b."""
-        groups = -(-self.total // self.span)
-        tile = self.tile
+        tile, groups = self.tile, self.tile.groups(self.problem)
         return (self.problem.batch, groups, tile.stretches, tile.k_tiles, self.per_stretch)
 
     def start(self, g: Any) -> Any:
-        """Where group g begins."""
-        return _stretch(g, self.span, self.total)
+        """Where group g begins: its first pixel or output row."""
+        across = self.tile.across(self.problem)
+        return _stretch(g if across == 1 else g // across, self.span, self.total)
+
+    def left(self, g: Any) -> Any:
+        """The column of the output at which group g begins."""
+        across = self.tile.across(self.problem)
+        if across == 1:
+            return tirx.const(0, "int32")
+        return _stretch(g % across, self.tile.panel_pitch, self.problem.width)
 
     def column(self, t: Any) -> Any:
         """Where register tile t begins, from the beginning of its group."""
@@ -277,18 +285,20 @@ def _squeezed(
         lambda n, g, h, s, b, r, q: acc[n, g, h, s, b, q // w_, r, q % w_],
         name=STRIP,
     )
-    lanes = min(tile.lanes, 1 << (problem.width.bit_length() - 1))
-    pieces = -(-problem.width // lanes)
+    columns = tile.columns(problem)
+    lanes = min(tile.lanes, 1 << (columns.bit_length() - 1))
+    pieces = -(-columns // lanes)
     pitch = tile.panel_pitch or problem.pitch
 
     def column(index: Index) -> Any:
-        return _stretch(index[7], lanes, problem.width) + index[8]
+        return _stretch(index[7], lanes, columns) + index[8]
 
     def slot(index: Index) -> Any:
         return walk.block(index[2], index[4]) * r_ + index[5]
 
     def place(rows: Any, index: Index) -> list[Any]:
-        return [index[0], rows[slot(index)], walk.start(index[1]) + index[6], column(index)]
+        row, left = walk.start(index[1]) + index[6], walk.left(index[1])
+        return [index[0], rows[slot(index)], row, left + column(index)]
 
     def value(index: Index) -> Any:
         return strip(*index[:6], index[6] * pitch + column(index))

@@ -59,10 +59,11 @@ def planes_cycles(
     """Cycles on one core for a layer with `entries` packed entries."""
     r_, p_ = problem.block_rows, tile.vectors
     width = tile.width
-    span = tile.tiles * width if problem.compact else tile.group_rows
-    groups = -(-(problem.pixels if problem.compact else problem.height) // span)
+    groups, across = tile.groups(problem), tile.across(problem)
     tiles = problem.batch * groups * tile.tiles
-    group_floats = width * tile.tiles if problem.compact else span * problem.pitch
+    group_floats = float(tile.tiles * width)
+    if not problem.compact and across == 1:
+        group_floats = tile.group_rows * problem.pitch
     if tile.k_tiles > 1 or tile.panel:
         cycles = tiles * _k_tiled_cycles(problem, tile, entries, target)
     else:
@@ -71,8 +72,9 @@ def planes_cycles(
         cycles = tiles * (entries * step + problem.row_blocks * per_tile)
     if not (problem.compact or tile.within_rows(problem)):
         lanes = min(tile.lanes, 1 << (problem.width.bit_length() - 1))
-        pieces = -(-problem.width // lanes) * tile.group_rows
-        whole = tile.panel_pitch == problem.width and problem.width % tile.lanes == 0
+        columns = tile.columns(problem)
+        pieces = -(-columns // lanes) * tile.group_rows
+        whole = tile.panel_pitch == columns and columns % tile.lanes == 0
         squeeze = SQUEEZE_CYCLES if tile.group_rows == 1 or whole else STRADDLING_SQUEEZE
         cycles += squeeze * problem.batch * groups * problem.row_blocks * r_ * pieces
     far = far_bytes(problem, tile, entries, groups, group_floats, target)

@@ -46,12 +46,14 @@ class Reach:
         k_tiled_tiles, panel_tiles: register tiles of such a group, and of one with a panel: more do
             not fit level 1 together.
         l1_shares: what the inputs of a column tile may take of level 1.
+        narrow_panels: panels whose rows are shorter than the output's.
     """
 
     k_tiled_rows: int
     k_tiled_tiles: int
     panel_tiles: int
     l1_shares: tuple[float, ...]
+    narrow_panels: bool = True
 
 
 RULE = Reach(4, 4, 2, (0.35, 0.5, 0.7, 1.0, 1.4))
@@ -91,25 +93,26 @@ def _register_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[Pla
                 yield PlanesTile(lanes, vectors, tiles, 1, False)
             continue
         for rows in range(1, problem.height + 1):
-            tiles = _strip_tiles(problem, rows, problem.pitch, width)
+            tiles = -(-((rows - 1) * problem.pitch + problem.width) // width)
             if rows > 1 and 4 * tiles * width * problem.block_rows > STRIP_BYTES:
                 break
             yield PlanesTile(lanes, vectors, tiles, rows, False)
 
 
-def _strip_tiles(problem: PlanesProblem, rows: int, pitch: int, width: int) -> int:
-    """Register tiles of `width` floats that cover `rows` output rows."""
-    return -(-((rows - 1) * pitch + problem.width) // width)
-
-
 def _panel_tiles(problem: PlanesProblem, target: PivotTarget, reach: Reach) -> Iterator[PlanesTile]:
     """Register tiles over rows that begin at a vector, or at half of one where that is shorter."""
     units = (target.lanes, target.lanes // 2)
-    for pitch in sorted({-(-problem.width // unit) * unit for unit in units}):
+    pitches = {-(-problem.width // unit) * unit for unit in units}
+    if reach.narrow_panels:
+        pitches |= {unit for unit in (target.lanes, 2 * target.lanes) if unit <= problem.width}
+    for pitch in sorted(pitches):
         for vectors in range(1, _vectors(problem.block_rows, target) + 1):
             width = target.lanes * vectors
             for rows in range(1, problem.height + 1):
-                tiles = _strip_tiles(problem, rows, pitch, width)
+                columns = min(problem.width, pitch)
+                tiles = -(-((rows - 1) * pitch + columns) // width)
+                if pitch < problem.width and tiles * width != rows * pitch:
+                    continue
                 if problem.block_rows > reach.k_tiled_rows:
                     if tiles > MOST_WHOLE_PANEL_TILES:
                         break
@@ -119,7 +122,7 @@ def _panel_tiles(problem: PlanesProblem, target: PivotTarget, reach: Reach) -> I
                     break
                 # What the last register tile reads behind the last row must lie in the slack.
                 beyond = -(-tiles * width // pitch) - rows
-                if beyond * problem.pitch + pitch - problem.width <= SLACK:
+                if beyond * problem.pitch + pitch - columns <= SLACK:
                     yield PlanesTile(target.lanes, vectors, tiles, rows, False, panel_pitch=pitch)
 
 
@@ -246,10 +249,7 @@ def _stretches(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) ->
     """Stretches of row blocks with which the tasks of a K-tiled kernel share the cores evenly."""
     if tile.k_tiles == 1 and not tile.panel:
         return tile.stretches
-    span, total = tile.tiles * tile.width, problem.pixels
-    if not problem.compact:
-        span, total = tile.group_rows, problem.height
-    tasks = problem.batch * -(-total // span)
+    tasks = problem.batch * tile.groups(problem)
     most = max(tile.stretches, problem.row_blocks // LEAST_ROW_BLOCKS)
     for stretches in range(tile.stretches, most + 1):
         if tasks * stretches % target.cores == 0 or tasks * stretches >= EVEN_TASKS * target.cores:

@@ -117,7 +117,8 @@ class PlanesTile:
         stretches: where all row blocks of a task walk one column tile after the other, stretches of
             row blocks that are tasks of their own.
         panel_pitch: copy the inputs of a column tile together, in rows of so many floats; the
-            index then counts these rows, and the kernel takes the lines' offsets. 0: no copy.
+            index then counts these rows, and the kernel takes the lines' offsets. 0: no copy. Rows
+            shorter than the output's cut it across, too: a group is then a rectangle of pixels.
         weight_lanes: weights that one load brings, for a machine that multiplies by a lane of a
             register; 0: each is loaded and broadcast by itself.
         entries: with `weight_lanes`, entries whose operands are loaded before any is multiplied; if
@@ -146,7 +147,25 @@ class PlanesTile:
         """
         if problem.compact or self.group_rows > 1 or self.width > problem.width:
             return False
+        if self.across(problem) > 1:
+            return False
         return not self.panel or problem.width % self.width == 0
+
+    def across(self, problem: PlanesProblem) -> int:
+        """Groups side by side that cover the output's rows; more than 1 only with a panel."""
+        if problem.compact or not self.panel:
+            return 1
+        return -(-problem.width // self.panel_pitch)
+
+    def groups(self, problem: PlanesProblem) -> int:
+        """Groups of pixels that cover an image's output; the last ones may overlap others."""
+        if problem.compact:
+            return -(-problem.pixels // (self.tiles * self.width))
+        return -(-problem.height // self.group_rows) * self.across(problem)
+
+    def columns(self, problem: PlanesProblem) -> int:
+        """Output pixels of a group's rows, where rows have gaps."""
+        return problem.width if self.across(problem) == 1 else self.panel_pitch
 
     @property
     def panel(self) -> bool:

@@ -7,6 +7,8 @@ group stores only what the groups before it do not, vector by vector.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import tvm_ffi
@@ -14,7 +16,7 @@ from tvm import tirx
 from tvm.s_tir import SBlockRealize
 
 from .analysis import substitute, walk
-from .block_sparse import OUTPUT, Kernel
+from .block_sparse import OUTPUT, Index, Kernel
 from .problems import PlanesProblem, PlanesTile
 
 STORES_ONCE = "pivot.stores_once"
@@ -32,11 +34,7 @@ def store_once(
     """
     if not problem.epilogue.residual or not _divides(problem, tile):
         return func
-    span, total, number, axis = tile.group_rows, problem.height, 1, 2
-    if problem.compact:
-        span, total = tile.tiles * tile.width, problem.pixels
-    elif tile.within_rows(problem):  # groups are whole rows, of which register tiles may overlap
-        span, total, number, axis = tile.width, problem.width, 5, 3
+    overlaps = _overlaps(problem, tile)
     rows = next(param for param in func.params if param.name == "rows")
     loops = walk(func.body, tirx.For)
     first_lane = {
@@ -49,14 +47,39 @@ def store_once(
         if node.block.name_hint != OUTPUT:
             return node
         index = [substitute(value, first_lane) for value in node.iter_values]
-        first = kernel.place(rows, index)[axis] >= index[number] * span
-        return SBlockRealize(node.iter_values, first, node.block)
+        place = kernel.place(rows, index)
+        new = [place[cut.axis] >= cut.number(index) * cut.span for cut in overlaps]
+        return SBlockRealize(node.iter_values, tirx.all(*new), node.block)
 
     body = func.body
-    if total % span:
+    if overlaps:
         body = tvm_ffi.structural_map(body, (SBlockRealize, guard))
     done = tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
     return done.with_attr(STORES_ONCE, True)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """An axis of the output, into what stretches it is cut, and which one an index is in."""
+
+    axis: int
+    span: int
+    number: Callable[[Index], Any]
+
+
+def _overlaps(problem: PlanesProblem, tile: PlanesTile) -> list[_Cut]:
+    """The cuts whose last stretch overlaps the one before it."""
+    across = tile.across(problem)
+    if problem.compact:
+        cuts = [(problem.pixels, _Cut(2, tile.tiles * tile.width, lambda index: index[1]))]
+    elif tile.within_rows(problem):  # groups are whole rows, of which register tiles may overlap
+        cuts = [(problem.width, _Cut(3, tile.width, lambda index: index[5]))]
+    else:
+        cuts = [(problem.height, _Cut(2, tile.group_rows, lambda index: index[1] // across))]
+        if across > 1:
+            across_rows = _Cut(3, tile.panel_pitch, lambda index: index[1] % across)
+            cuts.append((problem.width, across_rows))
+    return [cut for total, cut in cuts if total % cut.span]
 
 
 def store_over(func: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -144,6 +144,15 @@ def test_panels_of_layers_with_gaps_on_all_threads(k_tiles, pitch):
     run(g, unstructured(4, 50, 144), 1, tile, EPILOGUES["both"])
 
 
+@pytest.mark.parametrize(("stride", "width"), [(1, 14), (1, 24), (2, 33)])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_panels_of_rectangles_on_all_threads(rows, stride, width):
+    """Eight columns wide: the last ones overlap others, to the side and below."""
+    y, x = AxisGeometry(15, 3, stride, 1, 1, 1), AxisGeometry(width, 3, stride, 1, 1, 1)
+    tile = PlanesTile(8, 3, 1, 3, True, 3, 2, panel_pitch=8)
+    run(ConvGeometry(2, 16, 50, y, x), unstructured(5, 50, 144), rows, tile, EPILOGUES["both"])
+
+
 def test_rows_repeated_in_a_block_that_is_not_full_are_added_once():
     tile = PlanesTile(8, 2, 1, 1, False, 4)
     run(dense(40, 5, 32), unstructured(3, 5, 40, 0.5), 4, tile, EPILOGUES["both"])

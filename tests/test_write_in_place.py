@@ -124,7 +124,10 @@ def tiles(draw):
         k_tiles, stretches = draw(st.integers(2, 4)), draw(st.sampled_from(blocks))
         pitch = 0
         if draw(st.booleans()):
-            pitch = tile.tiles * tile.width if problem.compact else g.x.output
+            whole = tile.tiles * tile.width if problem.compact else g.x.output
+            pitch = whole if problem.compact else draw(st.sampled_from([lanes, whole]))
+            if pitch < whole:  # rectangles of whole register tiles
+                tile = replace(tile, vectors=1)
             tile = replace(tile, tiles=-(-tile.group_rows * pitch // tile.width))
         tile = replace(tile, k_tiles=k_tiles, stretches=stretches, panel_pitch=pitch)
     return g, rows, replace(tile, parallel=draw(st.booleans()))
@@ -142,6 +145,12 @@ def test_overlapping_groups_of_many_tasks_add_once(k_tiles):
     check_forms(dense(64, 128, 8 * (3 * 20 + 1), batch=2), 4, tile)
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 32), (7, 24), (9, 40)])
+def test_rectangles_that_overlap_on_both_axes_add_once(height, width):
+    tile = PlanesTile(8, 4, 1, 2, True, 3, 2, panel_pitch=16)
+    check_forms(image((height, width), 8), 4, tile)
+
+
 @pytest.mark.parametrize("target", ["x86-avx2", "x86-avx512"])
 def test_a_part_of_a_vector_or_of_a_stretch_is_not_guarded(target):
     lanes = PRESETS[target].lanes
@@ -151,6 +160,8 @@ def test_a_part_of_a_vector_or_of_a_stretch_is_not_guarded(target):
         (dense(9, 8, 5 * lanes + 1), whole, False),
         (image((6, 2 * lanes), 8), replace(whole, tiles=4, group_rows=4), True),
         (image((6, 2 * lanes + 1), 8), replace(whole, tiles=4, group_rows=4), False),
+        (image((6, 3 * lanes), 8), replace(whole, group_rows=2, panel_pitch=lanes), True),
+        (image((6, 3 * lanes + 1), 8), replace(whole, group_rows=2, panel_pitch=lanes), False),
         (dense(9, 8, 4 * lanes), replace(whole, k_tiles=2, stretches=2), True),
         (dense(9, 12, 4 * lanes), replace(whole, k_tiles=2, stretches=2), False),
     ]

@@ -72,13 +72,16 @@ def _of_planes(
         return [math.nan] * 6
     height = choice.band_rows or int(problem["height"])
     compact = problem["pitch"] == problem["width"]
+    across = 1
+    if not compact and tile.panel:
+        across = -(-int(problem["width"]) // tile.panel_pitch)
     span = tile.tiles * tile.width if compact else tile.group_rows
-    groups = -(-(height * int(problem["width"]) if compact else height) // span)
+    groups = -(-(height * int(problem["width"]) if compact else height) // span) * across
     computed = groups * tile.tiles * tile.width
     per_block = entries * int(problem["block_rows"]) / choice.block_rows
     blocks = int(problem["row_blocks"]) * int(problem["block_rows"]) / choice.block_rows
     inputs = 4.0 * int(problem["columns"]) / int(problem["taps"]) * span / tile.k_tiles
-    inputs *= 1 if compact else int(problem["pitch"])
+    inputs *= 1 if compact else tile.panel_pitch if across > 1 else int(problem["pitch"])
     return [
         computed / (height * int(problem["width"])),
         float(choice.block_rows * tile.vectors),
