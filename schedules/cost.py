@@ -41,8 +41,8 @@ LATENCY_SHOWN = 0.42
 VISIT_CYCLES, REST_CYCLES, COPY_CYCLES = 4.8, 1.27, 2.15
 # A vector of the padded planes that all but a depthwise plan have to be given first.
 PACK_CYCLES = 4.5
-# Bytes between two lines that share a set of level 1, and of a line.
-SET_BYTES, LINE_BYTES = 4096, 64
+# Bytes between two lines that share a set of level 1, and of level 2, and of a line.
+SET_BYTES, FAR_SET_BYTES, LINE_BYTES = 4096, 65536, 64
 # The rows form, per step: alone and for every input row. With columns of its own in every row,
 # scalar gathers per cycle; with windows, what a step costs by itself, and for every input row the
 # multiply-add with what feeds it, and a vector of the window.
@@ -172,10 +172,13 @@ def far_bytes(
     """Bytes from beyond level 2: the weights per group, and the input per row block."""
     keep = CACHE_SHARE * target.l2_bytes
     weights = 4.0 * entries * (problem.block_rows + 1)
+    # Channels this far apart begin in few sets, and what a group reads covers some of them only.
+    apart = math.gcd(4 * problem.pixels, FAR_SET_BYTES) if problem.compact else 1
+    used = min(1.0, 4.0 * group_floats / apart)
     taps = problem.columns * problem.pixels / max(problem.image_floats, 1)
     panel = 4.0 * problem.columns * group_floats / max(taps, 1.0)
     far = problem.batch * groups * weights if weights > keep else weights
-    once = panel <= keep or tile.k_tiles > 1 or tile.panel
+    once = panel <= keep * used or tile.k_tiles > 1 or tile.panel
     rereads = 1 if once else problem.row_blocks
     return far + problem.batch * groups * panel * rereads
 

@@ -130,6 +130,8 @@ def _k_tiled(
     problem: PlanesProblem, tile: PlanesTile, target: PivotTarget, reach: Reach
 ) -> Iterator[PlanesTile]:
     """`tile` with its columns cut into tiles that fit level 1, with and without a panel."""
+    if problem.compact and tile.tiles == 1 and problem.block_rows > reach.k_tiled_rows:
+        yield from _with_panel(problem, replace(tile, panel_pitch=tile.width), target, reach)
     if problem.block_rows > reach.k_tiled_rows or tile.tiles > reach.k_tiled_tiles:
         return
     tile = _fitted(problem, tile, target)
@@ -149,7 +151,9 @@ def _with_panel(
     if problem.groups > 1:
         return
     if problem.block_rows > reach.k_tiled_rows:
-        if 4 * problem.columns * tile.width <= target.l1_bytes:  # else taps had better share lines
+        # Where a layer has several taps, they had better share lines if these leave level 1.
+        room = target.l2_bytes // 2 if problem.taps == 1 else target.l1_bytes
+        if 4 * problem.columns * tile.width <= room:
             yield tile
         return
     tile, panel = _fitted(problem, tile, target), Panel(problem, tile)
