@@ -113,7 +113,8 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
             sch.unroll(loop)
         sch.vectorize(lane)
     sch.vectorize(vector)
-    return store_once(finish(sch.mod["main"], kernel, tile), kernel, problem, tile)
+    func = _prefetching(sch.mod["main"], tile.ahead) if tile.ahead else sch.mod["main"]
+    return store_once(finish(func, kernel, tile), kernel, problem, tile)
 
 
 def schedule_rows(kernel: Kernel, problem: RowsProblem, tile: RowsTile) -> tirx.PrimFunc:
@@ -125,12 +126,20 @@ def schedule_rows(kernel: Kernel, problem: RowsProblem, tile: RowsTile) -> tirx.
     sch.unroll(m)
     sch.vectorize(r)
     func = sch.mod["main"]
-    params, body = {param.name: param for param in func.params}, func.body
     if problem.window:
-        body = look_up(body, params, problem.window)
+        params = {param.name: param for param in func.params}
+        body = look_up(func.body, params, problem.window)
+        func = tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
     if tile.ahead:
-        body = prefetch_weights(body, params["weight"], RAGGED, tile.unroll, tile.ahead)
-    return finish(tirx.PrimFunc(func.params, body, func.ret_type, func.attrs), kernel)
+        func = _prefetching(func, tile.ahead, tile.unroll)
+    return finish(func, kernel)
+
+
+def _prefetching(func: tirx.PrimFunc, ahead: int, unroll: int = 1) -> tirx.PrimFunc:
+    """The function with its weights fetched `ahead` entries before they are used."""
+    weight = next(param for param in func.params if param.name == "weight")
+    body = prefetch_weights(func.body, weight, RAGGED, unroll, ahead)
+    return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
 
 
 def finish(func: tirx.PrimFunc, kernel: Kernel, tile: PlanesTile | None = None) -> tirx.PrimFunc:

@@ -141,9 +141,13 @@ def planes_space(problem: PlanesProblem, target: PivotTarget) -> Iterator[Planes
     seen = set[PlanesTile]()
     for reach in (cpu_tiles.RULE, WIDE):
         for tile in cpu_tiles.planes_tiles(problem, target, reach):
-            if tile not in seen:
-                seen.add(tile)
-                yield arm.with_operands(problem, tile, target) if target.family == "arm" else tile
+            if tile in seen:
+                continue
+            seen.add(tile)
+            if target.family == "arm":
+                yield arm.with_operands(problem, tile, target)
+            else:
+                yield from dict.fromkeys((cpu_tiles.prefetching(problem, tile), tile))
 
 
 def rows_choices(
@@ -158,7 +162,7 @@ def rows_choices(
 
 def rows_space(problem: RowsProblem) -> Iterator[RowsTile]:
     """The tiles of a layer in the rows form."""
-    ahead = cpu_tiles.AHEAD_BYTES // (4 * problem.block_rows)
+    ahead = cpu_tiles.ahead_of(problem.block_rows)
     for unroll in UNROLLS:
         for distance in (0, ahead // 4, ahead // 2, ahead, 2 * ahead):
             yield RowsTile(unroll, False, distance)

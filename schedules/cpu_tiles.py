@@ -27,9 +27,13 @@ MOST_WHOLE_PANEL_TILES = 8
 EVEN_TASKS = 8
 LEAST_ROW_BLOCKS = 16
 
-# How far ahead weights are prefetched, and how many level-2 caches those must fill that come from
-# memory in each run: from level 3 a prefetch costs a twelfth, from memory it saves a third.
-AHEAD_BYTES, FAR_WEIGHTS = 8 << 10, 4.0
+# How far ahead weights are prefetched.
+AHEAD_BYTES = 8 << 10
+# How many level-2 caches the weights of the rows form must fill to come from memory in each run:
+# there, from level 3 a prefetch costs a twelfth, from memory it saves a third.
+FAR_WEIGHTS = 4.0
+# Block rows from which on the planes form prefetches its weights. With fewer, loads are what binds.
+PREFETCHED_ROWS = 4
 # What of level 2 the planes of a band may take, and together with the weights.
 BAND_SHARE, BAND_AND_WEIGHTS_SHARE = 0.36, 0.8
 # Fewer rows than so many times those that a band shares with its neighbour are copied too often.
@@ -193,6 +197,22 @@ def choose_planes(
     return share_planes(problem, best, cycles, target), cycles
 
 
+def ahead_of(block_rows: int) -> int:
+    """Entries of so many rows after which those lie that are prefetched."""
+    return AHEAD_BYTES // (4 * block_rows)
+
+
+def prefetching(problem: PlanesProblem, tile: PlanesTile) -> PlanesTile:
+    """The tile with prefetches of its weights, where they pay.
+
+    A network's weights are larger than level 2, so those of a layer have left it before each run;
+    and what other cores and programs leave of level 3 nobody knows.
+    """
+    if problem.block_rows < PREFETCHED_ROWS:
+        return tile
+    return replace(tile, ahead=ahead_of(problem.block_rows))
+
+
 def share_planes(
     problem: PlanesProblem, tile: PlanesTile, cycles: float, target: PivotTarget
 ) -> PlanesTile:
@@ -269,7 +289,7 @@ def choose_rows(problem: RowsProblem, entries: int, target: PivotTarget) -> tupl
     # A lookup takes so long that two sums hide the latency of the multiply-add.
     unroll = 1 << (min(unroll, 2 if problem.window else 4).bit_length() - 1)
     far = 4 * problem.block_rows * entries > FAR_WEIGHTS * target.l2_bytes
-    ahead = AHEAD_BYTES // (4 * problem.block_rows) if far else 0
+    ahead = ahead_of(problem.block_rows) if far else 0
     return share_rows(RowsTile(unroll, False, ahead), cycles, target), cycles
 
 

@@ -123,6 +123,8 @@ class PlanesTile:
             register; 0: each is loaded and broadcast by itself.
         entries: with `weight_lanes`, entries whose operands are loaded before any is multiplied; if
             more than one, in assembly for 64-bit ARM.
+        ahead: prefetch the weights of so many entries further on, without `weight_lanes`; 0: not
+            at all.
     """
 
     lanes: int
@@ -135,6 +137,7 @@ class PlanesTile:
     panel_pitch: int = 0
     weight_lanes: int = 0
     entries: int = 1
+    ahead: int = 0
 
     @property
     def width(self) -> int:

@@ -13,7 +13,8 @@ def choose_planes(
     problem: PlanesProblem, entries: int, target: PivotTarget
 ) -> tuple[PlanesTile, float]:
     """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles."""
-    return cpu_tiles.choose_planes(problem, entries, target, planes_cycles)
+    tile, cycles = cpu_tiles.choose_planes(problem, entries, target, planes_cycles)
+    return cpu_tiles.prefetching(problem, tile), cycles
 
 
 def choose_bands(problem: PlanesProblem, entries: int, target: PivotTarget) -> Bands | None:

@@ -1,14 +1,19 @@
-"""Rows kernels that prefetch their weights compute what those without do."""
+"""Kernels that prefetch their weights compute what those without do."""
+
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tvm
+from planes_oracle import packed_for, problem_of
 
 from tvm_pivot.layout import BlockShape
 from tvm_pivot.pack import pack, pack_sliced
-from tvm_pivot.schedules.block_sparse import rows_kernel
-from tvm_pivot.schedules.block_sparse_moves import schedule_rows
-from tvm_pivot.schedules.problems import Epilogue, RowsProblem, RowsTile
+from tvm_pivot.planes import AxisGeometry, ConvGeometry
+from tvm_pivot.schedules.block_sparse import planes_kernel, rows_kernel
+from tvm_pivot.schedules.block_sparse_moves import schedule_planes, schedule_rows
+from tvm_pivot.schedules.problems import Epilogue, PlanesTile, RowsProblem, RowsTile
 from tvm_pivot.schedules.x86 import choose_rows
 from tvm_pivot.targets import PRESETS, resolve
 
@@ -39,6 +44,36 @@ def test_prefetches_change_nothing(rows, unroll, parallel, own_columns):
         lib["main"](*(tvm.runtime.tensor(array) for array in arrays), out)
         want = x @ weight.T.astype(float) + bias
         np.testing.assert_allclose(out.numpy(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("k_tiles", [1, 3])
+@pytest.mark.parametrize("ahead", [4, 1 << 24])
+def test_prefetches_of_planes_change_nothing(ahead, k_tiles):
+    axis = AxisGeometry(14, 3, 1, 1, 1, 1)
+    g = ConvGeometry(2, 16, 48, axis, axis)
+    rng = np.random.default_rng(1)
+    weight = rng.standard_normal((48, 144)) * np.repeat(rng.random((6, 144)) < 0.2, 8, axis=0)
+    weight = weight.astype(np.float32)
+    problem = problem_of(g, 8, 6)
+    # Tasks on all cores: there nothing tells LLVM what a prefetch leaves alone.
+    tile = PlanesTile(8, 1, 14, 7, True, k_tiles)
+    packed, _ = packed_for(g, problem, weight, tile)
+    planes = rng.standard_normal((2, g.image_floats)).astype(np.float32)
+    bias = rng.standard_normal(48).astype(np.float32)
+    tables = (packed.indptr, packed.index, packed.data, packed.rows, bias[packed.rows])
+    outputs, stores = [], []
+    for one in (tile, replace(tile, ahead=ahead)):
+        func = schedule_planes(planes_kernel(problem, one), problem, one)
+        mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+        lib = tvm.compile(mod, target=resolve("x86").to_tvm())
+        code = lib.mod.inspect_source("asm")
+        assert ("prefetch" in code) == bool(one.ahead)
+        stores.append(len(re.findall(r"vmov[ua]ps\s+%[yz]mm\d+, ", code)))
+        out = tvm.runtime.tensor(np.full(problem.output, np.nan, np.float32))
+        lib["main"](*map(tvm.runtime.tensor, (planes, *tables)), out)
+        outputs.append(out.numpy())
+    np.testing.assert_array_equal(*outputs)
+    assert stores[1] <= stores[0] + 4  # the sums stay in registers while they are added up
 
 
 def test_only_weights_beyond_the_caches_are_prefetched():
