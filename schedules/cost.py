@@ -95,7 +95,9 @@ def _step_cycles(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) 
     misses = input_misses(problem, tile, target)
     near, far = target.load_cycles
     if not problem.compact or problem.pixels % tile.lanes:
-        near, far = max(near, STRADDLING_NEAR), far * STRADDLING_FAR
+        straddling = _straddling(tile)
+        near += max(0.0, STRADDLING_NEAR - near) * straddling
+        far *= 1.0 + (STRADDLING_FAR - 1.0) * straddling
     load = near * (1.0 - misses) + far * misses
     if r_ > 1:
         load *= SEPARATE_LOAD
@@ -116,7 +118,10 @@ def _k_tiled_cycles(
     r_, p_, s_ = problem.block_rows, tile.vectors, tile.k_tiles
     share = _tile_bytes(problem, tile) / target.l1_bytes
     misses = min(1.0, max(0.0, (share - FREE_SHARE) * MISSES_PER_SHARE))
-    near = STRADDLING_LOAD + (ALIGNED_LOAD - STRADDLING_LOAD) * _aligned(problem, tile)
+    straddling = 1.0 - _aligned(problem, tile)
+    if r_ > 1:  # with one row, shorter vectors were not measured to straddle at less cost
+        straddling *= _straddling(tile)
+    near = ALIGNED_LOAD + (STRADDLING_LOAD - ALIGNED_LOAD) * straddling
     load = near * (1.0 - misses) + MISSING_LOAD * misses
     if r_ > 1:
         load *= SEPARATE_LOAD
@@ -136,6 +141,11 @@ def _aligned(problem: PlanesProblem, tile: PlanesTile) -> float:
     if not tile.panel:
         return float(problem.compact and problem.pixels % tile.lanes == 0)
     return 1.0 if tile.panel_pitch % tile.lanes == 0 else 0.5
+
+
+def _straddling(tile: PlanesTile) -> float:
+    """The share of vectors that touch two cache lines where they may begin anywhere."""
+    return min(1.0, 4.0 * tile.lanes / LINE_BYTES)
 
 
 def _tile_bytes(problem: PlanesProblem, tile: PlanesTile) -> float:

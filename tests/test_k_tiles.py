@@ -208,6 +208,15 @@ def test_large_unstructured_layers_are_tiled_and_blocks_of_eight_are_not(target)
     assert cycles < 0.9 * min(planes_cycles(unblocked, t, 943_718, described) for t in plain)
     tile, _ = choose_planes(problem_of(g, 8, 384), 117_964, described)
     assert tile.k_tiles == 1
+
+
+def test_planes_a_power_of_two_apart_are_copied_to_a_panel_of_all_columns():
+    """128 pixels apart, a group's pixels of 3072 planes use a quarter of the sets of level 2."""
+    target = PRESETS["x86-avx512"]
+    near, far = (dense(3072, 3072, pixels) for pixels in (128, 132))
+    tile, _ = choose_planes(problem_of(near, 8, 384), 117_964, target)
+    assert tile.panel and tile.k_tiles == 1
+    tile, _ = choose_planes(problem_of(far, 8, 384), 117_964, target)
     assert not tile.panel
 
 
