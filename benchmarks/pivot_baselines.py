@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse.linalg import eigsh
 
+from benchmarks.pivot_hypergraph import hypergraph
 from tvm_pivot.layout import BlockShape
 from tvm_pivot.pivot_groups import BoolArray, Grouping, Groups, merged, row_lengths
 
@@ -101,6 +102,7 @@ BASELINES: dict[str, Order] = {
     "TETRIS": tetris,
     "channel swaps": channel_swaps,
     "spectral": spectral,
+    "hypergraph": hypergraph,
 }
 
 

@@ -1,11 +1,12 @@
 """What pivoting does for masks of really pruned networks: `python benchmarks/pivot_masks.py`.
 
 The fill of blocks on DLMC masks as they are, with orders that others have published (see
-`pivot_baselines`), and with `find_pivot`; then the time of a few layers' kernels with the rows in
-their own order and in the one the compiler finds, interleaved in one process on one thread.
+`pivot_baselines`), and with `find_pivot`; the time of a few layers' kernels with the rows in their
+own order and in the one the compiler finds, interleaved in one process on one thread; and the CPU
+time of the search over all layers of a ResNet-50.
 
 One layer of every shape up to a million weights is taken; ``--all`` takes every layer, but only the
-best of the rivals.
+best of the rivals. ``--only`` measures some methods' fills again and keeps all else that was found.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,11 +26,12 @@ from rich.console import Console
 from rich.table import Table
 from tvm import relax
 
+from benchmarks import zoo
 from benchmarks.layers import compiled, interleaved
 from benchmarks.pivot_baselines import BASELINES, fill, natural, two_sided
 from tvm_pivot.bench.machine import describe_machine
 from tvm_pivot.layout import BlockShape
-from tvm_pivot.pivot import find_pivot
+from tvm_pivot.pivot import Pivot, find_pivot
 from tvm_pivot.pivot_groups import BoolArray
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
 from tvm_pivot.relay_passes.detect import candidates, plan_layer
@@ -49,6 +51,7 @@ FILES = (
 BLOCKS = (BlockShape(2), BlockShape(4), BlockShape(8), BlockShape(4, 4), BlockShape(8, 8))
 QUICK = "Jaccard + swaps"
 NATURAL, OURS = "as it is", "find_pivot"
+METHODS = (NATURAL, *BASELINES, OURS)
 MOST_WEIGHTS = 1 << 20
 # Pixels of the layers that are timed, and how often candidates take turns.
 PIXELS, ROUNDS = 196, 40
@@ -88,20 +91,64 @@ def masks_of(file: str, every: bool) -> Iterator[tuple[str, BoolArray]]:
                 yield name, bits.astype(np.bool_)
 
 
-def measure_fills(file: str, name: str, mask: BoolArray, block: BlockShape, quick: bool) -> Fills:
-    """One mask and block with every method, or with the quick one and ours."""
-    methods = {NATURAL: natural, **BASELINES}
-    if quick:
-        methods = {key: methods[key] for key in (NATURAL, QUICK)}
-    found = {key: two_sided(order, mask, block) for key, order in methods.items()}
-    fills = {key: fill(mask, grouping, block) for key, grouping in found.items()}
-    began = time.process_time()
-    pivot = find_pivot(mask, block, seconds=60.0)
-    seconds = time.process_time() - began
-    fills[OURS] = pivot.fill
+def measure_fills(
+    file: str,
+    name: str,
+    mask: BoolArray,
+    block: BlockShape,
+    methods: Collection[str],
+    before: Fills | None = None,
+) -> Fills:
+    """One mask and block with some methods, and with all others as they were found `before`."""
+    fills = {} if before is None else dict(before.fills)
+    for key, order in {NATURAL: natural, **BASELINES}.items():
+        if key in methods:
+            fills[key] = fill(mask, two_sided(order, mask, block), block)
     shape = (mask.shape[0], mask.shape[1])
     nonzeros = int(np.count_nonzero(mask))
-    return Fills(file, name, shape, nonzeros, str(block), fills, pivot.kind, seconds)
+    if before is None or OURS in methods:
+        seconds, pivot = timed_pivot(mask, block)
+        fills[OURS], kind = pivot.fill, pivot.kind
+    else:
+        seconds, kind = before.seconds, before.kind
+    fills = {key: fills[key] for key in METHODS if key in fills}
+    return Fills(file, name, shape, nonzeros, str(block), fills, kind, seconds)
+
+
+def timed_pivot(mask: BoolArray, block: BlockShape) -> tuple[float, Pivot]:
+    """The CPU seconds of a search that no time limit ends, and what it finds."""
+    began = time.process_time()
+    pivot = find_pivot(mask, block, seconds=60.0)
+    return time.process_time() - began, pivot
+
+
+def search_network(name: str, masks: Iterable[BoolArray]) -> dict[str, Any]:
+    """The CPU time of searching 8x1 blocks in all layers of a network."""
+    seconds = [timed_pivot(mask, BlockShape(8))[0] for mask in masks]
+    return {
+        "network": name,
+        "layers": len(seconds),
+        "cpu_seconds": sum(seconds),
+        "longest": max(seconds),
+    }
+
+
+def search_networks() -> Iterator[dict[str, Any]]:
+    """ResNet-50 with random weights, and as others have pruned it."""
+    net, _ = zoo.build_torch("resnet50", "1x1@0.1")
+    weights = zoo.prunable_weights(zoo.find("resnet50"), net).values()
+    yield search_network("resnet50 1x1@0.1", (w.flatten(1).numpy() != 0 for w in weights))
+    for file in (f for f in FILES if "rn50" in f):
+        yield search_network(file, (mask for _, mask in masks_of(file, every=True)))
+
+
+def show_networks(found: list[dict[str, Any]], console: Console) -> None:
+    """A line per network."""
+    for f in found:
+        console.print(
+            f"search for 8x1 blocks in all {f['layers']} layers of {f['network']}: "
+            f"{f['cpu_seconds']:.1f} s of CPU time, at most {f['longest']:.1f} s in a layer"
+        )
 
 
 def mean_fill(found: list[Fills], method: str) -> float:
@@ -187,31 +234,55 @@ def show_times(found: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--all", action="store_true", help="every layer, fewer rivals")
-    parser.add_argument("--files", nargs="*", choices=FILES, default=FILES)
-    parser.add_argument("--json", type=Path, default=RESULTS, help="write the results there")
-    args = parser.parse_args()
-    console = Console(width=150)
-    target = replace(resolve("x86"), cores=1)
-    times = [time_layer(name, mask, target) for name, mask in timed_masks()]
-    show_times(times, console)
-    found = [
-        measure_fills(file, name, mask, block, args.all)
+def read_fills(path: Path) -> dict[tuple[str, str, str], Fills]:
+    """The fills of an earlier run, by file, layer and block."""
+    rows = json.loads(path.read_text())["fills"]
+    fills = [Fills(**{**row, "shape": tuple(row["shape"])}) for row in rows]
+    return {(f.file, f.layer, f.block): f for f in fills}
+
+
+def all_fills(args: argparse.Namespace) -> list[Fills]:
+    """The fills of all masks and blocks asked for."""
+    methods = args.only or ((NATURAL, QUICK, OURS) if args.all else METHODS)
+    before = read_fills(args.json) if args.only else {}
+    return [
+        measure_fills(file, name, mask, block, methods, before.get((file, name, str(block))))
         for file in args.files
         for name, mask in masks_of(file, args.all)
         for block in BLOCKS
     ]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="every layer, fewer rivals")
+    parser.add_argument("--files", nargs="*", choices=FILES, default=FILES)
+    parser.add_argument("--json", type=Path, default=RESULTS, help="write the results there")
+    parser.add_argument("--only", nargs="*", choices=METHODS, help="the others as --json has them")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args, console = parse(), Console(width=160)
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    if args.only:
+        data = json.loads(args.json.read_text())
+        data["again"] = {**data.get("again", {}), **dict.fromkeys(args.only, date)}
+    else:
+        command = "python benchmarks/pivot_masks.py" + (" --all" if args.all else "")
+        data = {"date": date, "command": command, "machine": asdict(describe_machine())}
+    found = all_fills(args)
+    data["fills"] = [asdict(f) for f in found]
+    if not args.only:
+        target = replace(resolve("x86"), cores=1)
+        data["times"] = [time_layer(name, mask, target) for name, mask in timed_masks()]
+    if not args.only or OURS in args.only:
+        data["networks"] = list(search_networks())
+    show_times(data["times"], console)
     show_fills(found, console)
+    show_networks(data["networks"], console)
     ratio = fmean(f.fills[OURS] / f.fills[QUICK] for f in found)
     console.print(f"{len(found)} masks and blocks; mean fill over that of {QUICK}: {ratio:.3f}")
-    facts = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": "python benchmarks/pivot_masks.py" + (" --all" if args.all else ""),
-        "machine": asdict(describe_machine()),
-    }
-    data = {**facts, "fills": [asdict(f) for f in found], "times": times}
     args.json.write_text(json.dumps(data, indent=1) + "\n")
     return 0
 

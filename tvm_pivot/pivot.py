@@ -14,14 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from .layout import BlockShape, IntArray, Permutation, Scalar
-from .pivot_groups import AS_IT_IS, BoolArray, Cost, Grouping, kept_slots, row_lengths
+from .pivot_groups import AS_IT_IS, BoolArray, Cost, Grouping, Groups, kept_slots, row_lengths
 from .pivot_planted import equal_support, find_planted
 from .pivot_search import Budget, grown_both, search_groups
 
 # Steps of the general search, and of one that only improves what was found already.
 STEPS, POLISH_STEPS = 400, 100
-# Masks of so few weights are searched so often: it takes no time, and luck plays a part.
-RESTARTED, RESTARTS = 1 << 16, 4
+# A step moves one row of each block: blocks taller than this need more, up to so many times.
+SHORT, MOST_TIMES = 4, 4
+# Masks of so few row blocks times columns are searched so often: luck plays a part.
+RESTARTED, RESTARTS = 1 << 15, 4
 LONGEST_SIDE = 255  # what the counts of the search can hold
 SECONDS = 5.0
 SEARCHED = "searched"
@@ -129,12 +131,32 @@ def _searched(
         found = search_groups(mask, best.rows, best.columns, budget, rng, soft=False)
         yield Grouping(*found, SEARCHED)
     if _fill(mask, best, block) < ALMOST_FULL:
-        start = grown_both(mask, block.rows, block.cols)
-        steps = STEPS if block.cols == 1 else 2 * STEPS  # rows and columns share them
         soft = block.rows * block.cols > 2  # pairs are found as well without
-        for _ in range(RESTARTS if mask.size <= RESTARTED else 1):
+        for start, steps in _starts(mask, block, rng):
             found = search_groups(mask, *start, Budget(steps, until), rng, soft)
             yield Grouping(*found, SEARCHED)
+
+
+def _starts(
+    mask: BoolArray, block: BlockShape, rng: np.random.Generator
+) -> Iterator[tuple[tuple[Groups, Groups], int]]:
+    """Where the general search begins, and the steps that it takes from there."""
+    grown = grown_both(mask, block.rows, block.cols)
+    again = mask.size <= RESTARTED * block.rows
+    if block.cols > 1:  # rows and columns share the steps
+        yield from ((grown, 2 * STEPS) for _ in range(RESTARTS if again else 1))
+        return
+    steps = STEPS * min(MOST_TIMES, max(1, block.rows // SHORT))
+    if not again:
+        yield grown, steps
+        return
+    # Half of the restarts are better spent on more steps, and a random start on masks on which
+    # greedy growth goes wrong.
+    yield grown, RESTARTS // 2 * steps
+    yield (
+        (Groups.chunks(rng.permutation(mask.shape[0]), block.rows), grown[1]),
+        RESTARTS // 2 * steps,
+    )
 
 
 def _better(

@@ -29,7 +29,7 @@ SOFT_SHARE = 0.6
 MOST_GROWN = 1 << 33
 # How often rows and columns take turns, with each base.
 TURNS = 8
-# Steps without gain after which the last part ends.
+# Steps without gain after which the last part ends, for each row that a block holds.
 PATIENCE = 24
 # Row blocks that one assignment looks at: its time grows with the third power.
 MOST_BLOCKS = 256
@@ -143,7 +143,7 @@ def _assign(
     held = np.zeros((number, counts.shape[1]), np.uint16)
     for column in members.T:
         held += padded[column]
-    idle, patience = 0, PATIENCE * -(-number // MOST_BLOCKS)
+    idle, patience = 0, PATIENCE * size * -(-number // MOST_BLOCKS)
     for _ in range(steps):
         if budget.spent or idle == patience:
             break
