@@ -40,6 +40,26 @@ def cells(n: int, grid: int, share: float, seed: int) -> Mask:
     return mask
 
 
+def strips(count: int, parts: int, seed: int) -> npt.NDArray[np.int64]:
+    """`count` neighbours in parts of very different sizes, but none of less than 12."""
+    rng = np.random.default_rng(seed)
+    sizes = 12 + np.floor(rng.dirichlet(np.ones(parts)) * (count - 12 * parts)).astype(np.int64)
+    sizes[0] += count - sizes.sum()
+    return np.repeat(np.arange(parts), sizes)
+
+
+def grid(
+    rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], share: float, seed: int
+) -> Mask:
+    """Block-column-row: cells of strips, given for each row and column, keep a share of theirs."""
+    rng = np.random.default_rng(seed)
+    parts = rows.max() + 1, columns.max() + 1
+    kept_rows = rng.random((rows.size, parts[1])) < share
+    kept_columns = rng.random((parts[0], columns.size)) < share
+    mask: Mask = kept_rows[:, columns] & kept_columns[rows]
+    return mask
+
+
 def with_noise(mask: Mask, rows: int, columns: int, density: float, seed: int) -> Mask:
     """More rows and columns, at the end, with non-zeros anywhere."""
     rng = np.random.default_rng(seed)

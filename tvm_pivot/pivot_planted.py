@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from .layout import BlockShape, IntArray
+from .pivot_cells import by_support, find_strips, linked, strip_groups, with_none
 from .pivot_groups import BoolArray, Grouping, Groups
 
 # Rows are compared on so many columns, drawn at random: enough to tell families apart.
@@ -47,7 +48,15 @@ def find_planted(mask: BoolArray, block: BlockShape, seed: int = 0) -> Iterator[
         yield Grouping(alike, equal_support(np.ascontiguousarray(mask.T), block.cols), PERMUTED)
     else:
         yield Grouping(alike, Groups.chunks(np.arange(mask.shape[1]), 1), EQUAL)
-    yield from _families(mask, block, seed)
+    shares = row_shares(mask, seed)
+    if shares is None:
+        return
+    strips = find_strips(mask, shares, seed)
+    if strips is not None:
+        yield Grouping(*strip_groups(mask, strips, block, seed), COLUMN_ROW)
+    labels = _similar(mask, shares)
+    if labels is not None:
+        yield from _families(mask, block, labels, seed)
 
 
 DEAD = "dead rows and columns"
@@ -64,13 +73,8 @@ def _live_first(live: BoolArray, size: int) -> Groups:
 
 def _by_label(labels: IntArray, size: int) -> Groups:
     """One list of neighbours for each label 0, 1, ...; those labelled -1 last."""
-    lists = [np.flatnonzero(labels == label).tolist() for label in _with_none(labels)]
+    lists = [np.flatnonzero(labels == label).tolist() for label in with_none(labels)]
     return Groups.of(lists, size, labels.size)
-
-
-def _with_none(labels: IntArray) -> list[int]:
-    """All labels, and -1 last."""
-    return [*range(int(labels.max(initial=-1)) + 1), -1]
 
 
 def diagonal_parts(mask: BoolArray) -> tuple[IntArray, IntArray] | None:
@@ -140,11 +144,10 @@ def _packed_classes(classes: list[list[int]], size: int, count: int) -> Groups:
     return Groups.of([*groups, sorted(others)], size, count)
 
 
-def _families(mask: BoolArray, block: BlockShape, seed: int) -> Iterator[Grouping]:
+def _families(
+    mask: BoolArray, block: BlockShape, labels: IntArray, seed: int
+) -> Iterator[Grouping]:
     """Groupings of rows that share most of their columns, and of columns that do their rows."""
-    labels = similar_rows(mask, seed)
-    if labels is None:
-        return
     if _has_cells(mask, labels):
         across = np.ascontiguousarray(mask.T)
         of_columns = similar_rows(across, seed)
@@ -192,17 +195,10 @@ def _has_cells(mask: BoolArray, labels: IntArray) -> bool:
 def _by_family(mask: BoolArray, labels: IntArray, size: int) -> Groups:
     """The rows family by family: those with equal columns, then what is left of such rows."""
     lists: list[list[int]] = []
-    for family in _with_none(labels):
+    for family in with_none(labels):
         rows = np.flatnonzero(labels == family)
-        supports = np.packbits(mask[rows], axis=1)
-        order = np.lexsort(supports.T[::-1])
-        changes = (np.diff(supports[order], axis=0) != 0).any(axis=1)
-        left: list[int] = []
-        for alike in np.split(rows[order], np.flatnonzero(changes) + 1):
-            full = alike.size // size * size
-            lists.append(alike[:full].tolist())
-            left += alike[full:].tolist()
-        lists.append(left)
+        groups = by_support(mask[rows], size)
+        lists += [rows[g[g < rows.size]].tolist() for g in groups.members]
     return Groups.of(lists, size, labels.size)
 
 
@@ -212,31 +208,37 @@ def similar_rows(mask: BoolArray, seed: int = 0) -> IntArray | None:
     Rows of one family share more columns than chance has them share, directly or through others.
     Families are numbered by their first rows.
     """
+    shares = row_shares(mask, seed)
+    return None if shares is None else _similar(mask, shares)
+
+
+def row_shares(mask: BoolArray, seed: int) -> npt.NDArray[np.float32] | None:
+    """Of the columns that one of two rows has, those that both have: [N, N], 0 with itself.
+
+    About, where there are many columns; None where there are too few rows, or too many.
+    """
     n, k = mask.shape
     if n < 2 or n > MOST_COMPARED:
         return None
-    rng = np.random.default_rng(seed)
-    drawn = np.sort(rng.permutation(k)[:COMPARED_COLUMNS])
+    drawn = np.sort(np.random.default_rng(seed).permutation(k)[:COMPARED_COLUMNS])
     part = mask[:, drawn].astype(np.float32)
     count = part.sum(axis=1)
     either = part @ part.T
-    share = either.copy()
+    shares = either.copy()
     np.subtract(count[:, None] + count, either, out=either)
-    np.divide(share, np.maximum(either, 1), out=share)
-    np.fill_diagonal(share, 0)
-    density = float(part.mean())
+    np.divide(shares, np.maximum(either, 1), out=shares)
+    np.fill_diagonal(shares, 0)
+    return shares
+
+
+def _similar(mask: BoolArray, shares: npt.NDArray[np.float32]) -> IntArray | None:
+    density = float(mask.mean())
     chance = density / (2 - density)
-    row, other = np.nonzero(share >= (1 + 2 * chance) / 3)
-    graph = coo_array((np.ones(row.size, np.int8), (row, other)), shape=(n, n))
-    _, label = connected_components(graph, directed=False)
-    sizes = np.bincount(label)
-    together = (sizes[label] > 1) & (count > 0)
-    live = int(np.count_nonzero(count))
-    if np.count_nonzero(together) < max(2.0, IN_FAMILIES * live) or sizes.max() == live:
+    labels = linked(shares >= (1 + 2 * chance) / 3)
+    live = int(np.count_nonzero(mask.any(axis=1)))
+    inside = labels[labels >= 0]
+    if inside.size < max(2.0, IN_FAMILIES * live) or np.bincount(inside).max() == live:
         return None
-    _, first, inverse = np.unique(label[together], return_index=True, return_inverse=True)
-    labels = np.full(n, -1, np.int32)
-    labels[together] = np.argsort(np.argsort(first))[inverse]
     return labels
 
 
