@@ -70,6 +70,7 @@ class Entries:
     _same: list[_Same] = field(default_factory=list)
     _parts: list[_Part] = field(default_factory=list)
     _frozen: list[tuple[int, Index, str]] = field(default_factory=list)
+    _wholes: dict[tuple[int, bytes], int] = field(default_factory=dict)
 
     def axis(self, size: int) -> int:
         """A new axis of `size` entries."""
@@ -98,6 +99,35 @@ class Entries:
         With `ordered`, the parts of an entry stay in their order.
         """
         self._parts.append(_Part(parent, outer, child, inner, ordered))
+
+    def owner(self, child: int) -> tuple[int, Index] | None:
+        """The axis that all entries of `child` are ordered parts of, and which entry each is of."""
+        for p in self._parts:
+            if p.ordered and p.child == child and p.inner.size == self.sizes[child]:
+                outer = np.empty_like(p.outer)
+                outer[p.inner] = p.outer
+                return p.parent, outer
+        return None
+
+    def whole(self, child: int, outer: Index, size: int) -> int:
+        """An axis of `size` entries, ``outer[i]`` of which takes entry i of `child` along.
+
+        Where those are pixels of channels that lie in one entry each, the channels are what is
+        taken along. What is asked for twice is the same axis.
+        """
+        owner = self.owner(child)
+        if owner is not None:
+            parent, of = owner
+            above = np.zeros(self.sizes[parent], np.intp)
+            above[of] = outer
+            if np.unique(of).size == above.size and np.array_equal(above[of], outer):
+                return self.whole(parent, above, size)
+        key = (self.root(child), outer.tobytes())
+        if key not in self._wholes:
+            self._wholes[key] = self.axis(size)
+            every = np.arange(self.sizes[child])
+            self.part(self._wholes[key], outer, child, every, ordered=False)
+        return self._wholes[key]
 
     def freeze(self, axis: int, reason: str, index: Index | None = None) -> None:
         """Entries, by default all of an axis, keep their places."""

@@ -151,6 +151,7 @@ def find_channel_groups(mod: IRModule) -> ChannelGroups:
     - Residual additions and the like join groups; each part of a concatenation is one of its own.
     - Depthwise convolutions join input and output; rows and columns of other grouped
       convolutions move within their group, and whole groups move together.
+    - Channels move within the groups of a group norm, and groups of it as a whole.
     - Pixels of a flattened channel and gates of a recurrent cell move as one unit.
     - Layers that share one weight, as the steps of a recurrence do, share their order.
     - An operator that is not understood freezes what it reads.

@@ -81,6 +81,11 @@ def binary(walk: Walk, call: Call) -> Result:
         for _, p, form in found
         if p is not None and form is not None and p.size > 1
     }
+    if len(places) == 2:
+        few = min(places, key=len)
+        form = next(form for _, p, form in found if p is places[few])
+        varies = any(_extent(form, i, shape) > 1 for i in max(places, key=len) if i not in few)
+        return None if varies else _of_wholes(walk, places, shape)
     if len(places) != 1:
         return None
     ((axes, first),) = places.items()
@@ -98,6 +103,20 @@ def binary(walk: Walk, call: Call) -> Result:
             second = place or walk.adopt(arg, own)
             walk.entries.same(first.number, every(first.size), second.number, every(first.size))
     return (Place(axes, full, first.number),)
+
+
+def _of_wholes(walk: Walk, places: dict[tuple[int, ...], Place], shape: tuple[int, ...]) -> Result:
+    """Channels, and what is the same for all of a group of them, as their mean is."""
+    (few, coarse), (axes, fine) = sorted(places.items(), key=lambda item: len(item[0]))
+    kept = [i for i, axis in enumerate(axes) if axis in few]
+    full = tuple(shape[axis] for axis in axes)
+    if len(kept) != len(few) or fine.sizes != full or len(few) == len(axes):
+        return None
+    if coarse.sizes != tuple(full[i] for i in kept):
+        return None
+    heads = _whole(walk, fine, kept, coarse)
+    walk.entries.same(coarse.number, every(coarse.size), heads.number, every(heads.size))
+    return (Place(axes, full, fine.number),)
 
 
 def _extent(form: tuple[int, ...] | None, axis: int, shape: tuple[int, ...]) -> int:
@@ -146,8 +165,24 @@ def normalize(walk: Walk, call: Call) -> Result:
     return (x,)
 
 
+def group_norm(walk: Walk, call: Call) -> Result:
+    """A norm of each group of channels, with a scale and a shift for every channel.
+
+    Channels stay within their group, where they may change places; and so may whole groups.
+    """
+    x, shape, groups = walk.known(call.args[0]), static_shape(call), int(call.attrs.num_groups)
+    if x is None or shape is None or x.axes != (int(call.attrs.channel_axis) % len(shape),):
+        return None
+    if any(array_of(arg) is None or static_shape(arg) != x.sizes for arg in call.args[1:]):
+        return None
+    walk.entries.whole(x.number, every(x.size) // (x.size // groups), groups)
+    for position in (1, 2):
+        walk.edit(position, (0,), x.number)
+    return (x,)
+
+
 def reduce(walk: Walk, call: Call) -> Result:
-    """A mean, sum or extreme value over some axes, in any order."""
+    """A mean, variance, sum or extreme value over some axes, in any order."""
     x, shape = walk.known(call.args[0]), static_shape(call.args[0])
     if x is None or shape is None:
         return None
@@ -166,11 +201,9 @@ def _whole(walk: Walk, x: Place, kept: list[int], out: Place) -> Place:
     """`out`, whose channels are those of `x` that agree on the `kept` of its axes."""
     if len(kept) == len(x.axes):
         return out
-    number = walk.entries.axis(out.size)
     spread = [n if i in kept else 1 for i, n in enumerate(x.sizes)]
     outer = np.broadcast_to(every(out.size).reshape(spread), x.sizes).ravel()
-    walk.entries.part(number, outer, x.number, every(x.size), ordered=False)
-    return Place(out.axes, out.sizes, number)
+    return Place(out.axes, out.sizes, walk.entries.whole(x.number, outer, out.size))
 
 
 def permute(walk: Walk, call: Call) -> Result:
@@ -208,10 +241,23 @@ def reshape(walk: Walk, call: Call) -> Result:
     if outer.size != prod(sizes) or not 0 < outer.size <= out:
         return None
     if outer.size == x.size:
-        return (Place(tuple(axes), sizes, x.number),)
+        return (_joined(walk, Place(tuple(axes), sizes, x.number)),)
     number = walk.entries.axis(outer.size)
     walk.entries.part(x.number, outer, number, every(outer.size), ordered=True)
     return (Place(tuple(axes), sizes, number),)
+
+
+def _joined(walk: Walk, x: Place) -> Place:
+    """Channels on one axis again, if `x` is their pixels on that axis and those after it."""
+    owner = walk.entries.owner(x.number)
+    if owner is None or len(x.axes) < 2:
+        return x
+    parent, of = owner
+    if walk.entries.sizes[parent] != x.sizes[0]:
+        return x
+    if not np.array_equal(of, every(x.size) // (x.size // x.sizes[0])):
+        return x
+    return Place(x.axes[:1], x.sizes[:1], parent)
 
 
 def _blocks(shape: tuple[int, ...], to: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
@@ -264,10 +310,11 @@ def matmul(walk: Walk, call: Call) -> Result:
 RULES: dict[str, Rule] = {
     **dict.fromkeys((*FUNCTIONS, *PASSING, "nn.dropout", "astype"), unary),
     **dict.fromkeys((*BINARY, "power"), binary),
-    **dict.fromkeys(("max", "mean", "min", "sum"), reduce),
+    **dict.fromkeys(("max", "mean", "min", "sum", "variance"), reduce),
     **dict.fromkeys(("nn.log_softmax", "nn.softmax"), softmax),
     **dict.fromkeys(("nn.layer_norm", "nn.rms_norm"), normalize),
     "broadcast_to": broadcast,
+    "nn.group_norm": group_norm,
     "matmul": matmul,
     "permute_dims": permute,
     "reshape": reshape,
