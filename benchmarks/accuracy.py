@@ -20,10 +20,12 @@ import multiprocessing
 import os
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +312,19 @@ def main() -> None:
     print("\n".join(summary(list(results.values()))))
 
 
+def end_with_parent() -> None:
+    """Let this process end as soon as the one that started it is gone, killed for instance."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait_and_end() -> None:
+        wait([parent.sentinel])
+        os._exit(1)  # training is in the way of anything gentler
+
+    threading.Thread(target=wait_and_end, daemon=True).start()
+
+
 def train_all(
     chosen: list[Run],
     results: dict[str, dict[str, Any]],
@@ -320,7 +335,7 @@ def train_all(
     """Train the runs that have no result yet, several at a time; yield each as it ends."""
     todo = [run for run in chosen if run.key not in results]
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn) as pool:
+    with ProcessPoolExecutor(processes, spawn, end_with_parent) as pool:
         networks = sorted({run.network for run in todo})
         for made in [pool.submit(make_teacher, net, data, recipe) for net in networks]:
             made.result()

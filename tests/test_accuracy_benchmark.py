@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -55,3 +59,31 @@ def test_results_are_kept_for_the_same_recipe_only(tmp_path: Path) -> None:
     accuracy.write(path, recipe, found)
     assert accuracy.read(path, recipe) == found
     assert accuracy.read(path, replace(recipe, epochs=1)) == {}
+
+
+ONE_WORKER = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from benchmarks.accuracy import end_with_parent
+spawn = multiprocessing.get_context("spawn")
+pool = ProcessPoolExecutor(1, spawn, end_with_parent)
+print(pool.submit(os.getpid).result(), flush=True)
+pool.submit(time.sleep, 3600).result()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are killed with POSIX signals")
+def test_training_ends_when_its_parent_is_killed() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ONE_WORKER], cwd=accuracy.REPOSITORY, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    try:
+        # The worker holds the other end of the pipe for as long as it lives.
+        assert parent.communicate(timeout=120)[0] == b""
+    except subprocess.TimeoutExpired:
+        os.kill(worker, signal.SIGKILL)
+        raise
+    assert parent.returncode == -signal.SIGKILL
