@@ -34,7 +34,7 @@ class Tuned(Protocol):
 def choose_kernels(
     mod: IRModule, planned: Sequence[PlannedLayer], target: PivotTarget, tuned: Tuned | None
 ) -> list[PlannedLayer]:
-    """The layers with their choices. Depthwise layers have none."""
+    """The layers with their choices."""
     epilogues = {f.layer.var: f.epilogue for f in fuse_epilogues(mod, [p.layer for p in planned])}
     return [_chosen(one, epilogues[one.layer.var], target, tuned) for one in planned]
 
@@ -43,8 +43,6 @@ def _chosen(
     planned: PlannedLayer, epilogue: Epilogue, target: PivotTarget, tuned: Tuned | None
 ) -> PlannedLayer:
     layer, plan = planned.layer, planned.plan
-    if plan.form == "depthwise":
-        return planned
     found = None if tuned is None else tuned.choose(layer, plan, epilogue, target)
     if found is None:
         return replace(planned, choice=rule_choice(layer, plan, epilogue, target))

@@ -16,7 +16,7 @@ from ..pivot_planted import DIAGONAL, EQUAL, diagonal_parts
 from ..schedules import tile_rule
 from ..schedules.cost import PACK_CYCLES
 from ..schedules.cuda_rows import MOST_SUMS
-from ..schedules.depthwise import depthwise_cycles, depthwise_problem
+from ..schedules.depthwise_tiles import depthwise_cycles, depthwise_problem
 from ..schedules.lookup import can_look_up
 from ..schedules.problems import Epilogue, PlanesProblem
 from ..targets import PivotTarget

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 from tvm import tirx
 
@@ -14,8 +13,24 @@ from ..schedules import cpu_tiles, tile_rule
 from ..schedules.bands import in_bands
 from ..schedules.block_sparse import planes_kernel, rows_kernel
 from ..schedules.block_sparse_moves import schedule_planes, schedule_rows
-from ..schedules.choices import HOPELESS, WORST, Choice, planes_choices, rows_choices
+from ..schedules.choices import (
+    HOPELESS,
+    WORST,
+    Choice,
+    Form,
+    Tile,
+    depthwise_choices,
+    planes_choices,
+    rows_choices,
+)
 from ..schedules.cost import rows_cycles
+from ..schedules.depthwise import depthwise_kernel
+from ..schedules.depthwise_tiles import (
+    DepthwiseProblem,
+    DepthwiseTile,
+    choose_depthwise,
+    share_depthwise,
+)
 from ..schedules.isolated_tasks import isolate_tasks
 from ..schedules.problems import Epilogue, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from ..targets import PivotTarget
@@ -25,9 +40,13 @@ from .detect import planes_problem
 from .layers import Layer, Plan, rows_problem
 from .pack_layer import LayerKernel, pack_planes_layer, tables_of
 
+Problem = PlanesProblem | RowsProblem | DepthwiseProblem
 
-def problem_of(layer: Layer, plan: Plan, epilogue: Epilogue) -> PlanesProblem | RowsProblem:
+
+def problem_of(layer: Layer, plan: Plan, epilogue: Epilogue) -> Problem:
     """The layer as the kernel of its plan sees it, in whole images."""
+    if plan.form == "depthwise":
+        return DepthwiseProblem.of(layer.geometry, epilogue)
     make = rows_problem if plan.form == "rows" else planes_problem
     return make(layer, plan, epilogue)
 
@@ -41,6 +60,8 @@ def rule_choice(layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarge
     if isinstance(problem, RowsProblem):
         rows, _ = rule.choose_rows(problem, plan.entries, one)
         return _choice(plan, rows)
+    if isinstance(problem, DepthwiseProblem):
+        return _choice(plan, choose_depthwise(problem, one))
     # Whether there are bands depends on the cores, which share them.
     bands = None if _direct(layer) else rule.choose_bands(problem, plan.entries, target)
     if bands is None:
@@ -49,8 +70,8 @@ def rule_choice(layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarge
     return replace(_choice(plan, tile), band_rows=bands.rows)
 
 
-def _choice(plan: Plan, tile: PlanesTile | RowsTile) -> Choice:
-    form: Literal["planes", "rows"] = "rows" if plan.form == "rows" else "planes"
+def _choice(plan: Plan, tile: Tile) -> Choice:
+    form: Form = plan.form
     return Choice(form, plan.block_rows, tile, plan.keep_all, plan.own_columns, plan.window)
 
 
@@ -76,6 +97,8 @@ def layer_choices(
         problem = problem_of(layer, plan, epilogue)
         if isinstance(problem, RowsProblem):
             points = rows_choices(problem, plan.entries, plan.keep_all, target)
+        elif isinstance(problem, DepthwiseProblem):
+            points = depthwise_choices(problem, target)
         else:
             points = planes_choices(problem, plan.entries, plan.keep_all, _direct(layer), target)
         found.update((choice, cycles) for cycles, choice in points)
@@ -102,6 +125,9 @@ def layer_kernel(
     if isinstance(problem, RowsProblem):
         assert isinstance(tile, RowsTile)
         return _rows(layer, plan, problem, tile, target)
+    if isinstance(problem, DepthwiseProblem):
+        assert isinstance(tile, DepthwiseTile)
+        return _depthwise(layer, problem, tile, target)
     assert isinstance(tile, PlanesTile)
     if choice.band_rows:
         return _banded(layer, plan, problem, tile, choice.band_rows, target)
@@ -172,4 +198,16 @@ def _rows(
         lambda: schedule_rows(rows_kernel(problem, tile), problem, tile),
         problem.output,
         tables_of(packed, more),
+    )
+
+
+def _depthwise(
+    layer: Layer, problem: DepthwiseProblem, tile: DepthwiseTile, target: PivotTarget
+) -> LayerKernel:
+    tile = share_depthwise(problem, tile, target)
+    return LayerKernel(
+        (problem, tile),
+        lambda: depthwise_kernel(problem, tile),
+        problem.output,
+        lambda bias: (layer.matrix, bias),
     )

@@ -11,7 +11,6 @@ from tvm.ir import Expr, GlobalVar, IRModule, Var
 
 from ..planes import ConvGeometry
 from ..schedules.choices import Choice
-from ..schedules.depthwise import depthwise_kernel, depthwise_problem
 from ..schedules.pack_planes import pack_planes
 from ..targets import PivotTarget
 from .epilogues import FusedLayer, fuse_epilogues
@@ -73,7 +72,7 @@ class Site:
         x: its input.
         residual: what its epilogue adds, in the shape of the output.
         shape: the output's shape in the graph.
-        choice: how its kernel is made; None where there is no choice.
+        choice: how its kernel is made.
     """
 
     fused: FusedLayer
@@ -81,7 +80,7 @@ class Site:
     x: Expr
     residual: Expr | None
     shape: tuple[int, ...]
-    choice: Choice | None
+    choice: Choice
 
     @property
     def layer(self) -> Layer:
@@ -124,12 +123,12 @@ class Lowering:
         if plan.form == "rows":
             return self._rows(rw, site)
         if plan.form == "depthwise":
-            return self._depthwise(rw, site)
+            return self._run(rw, site, self._made(site), site.x, site.residual)
         return self._dense(rw, site) if site.layer.op == "dense" else self._conv(rw, site)
 
-    def _choice(self, planned: PlannedLayer, fused: FusedLayer) -> Choice | None:
-        """How a layer's kernel is made; depthwise layers have no choice."""
-        if planned.choice is not None or planned.plan.form == "depthwise":
+    def _choice(self, planned: PlannedLayer, fused: FusedLayer) -> Choice:
+        """How a layer's kernel is made."""
+        if planned.choice is not None:
             return planned.choice
         return rule_choice(fused.layer, planned.plan, fused.epilogue, self.target)
 
@@ -137,7 +136,7 @@ class Lowering:
         g = site.layer.geometry
         if g.direct:
             planes = rw.reshape(site.x, (g.batch, g.image_floats))
-        elif site.choice is not None and site.choice.band_rows:
+        elif site.choice.band_rows:
             return self._run(rw, site, self._made(site), site.x, site.residual)
         else:
             planes = self._packed(rw, site.x, g)
@@ -162,7 +161,6 @@ class Lowering:
         return rw.reshape(self._run(rw, site, self._made(site), x, site.residual), site.shape)
 
     def _made(self, site: Site) -> LayerKernel:
-        assert site.choice is not None
         return layer_kernel(site.layer, site.plan, site.fused.epilogue, site.choice, self.target)
 
     def _run(
@@ -176,16 +174,6 @@ class Lowering:
             args.append(_cast(rw, rw.reshape(residual, made.output), made.dtype))
         out = relax.TensorType(made.output, made.dtype)
         return _cast(rw, rw.emit(relax.call_tir(kernel, args, out)), "float32")
-
-    def _depthwise(self, rw: Rewriter, site: Site) -> Expr:
-        layer = site.layer
-        problem = depthwise_problem(layer.geometry, site.fused.epilogue, self.target)
-        assert problem is not None
-        name = self._kernel(rw, site, problem, lambda: depthwise_kernel(problem))
-        args = [site.x, constant(layer.matrix), constant(site.fused.bias)]
-        if site.residual is not None:
-            args.append(rw.reshape(site.residual, problem.output))
-        return rw.emit(relax.call_tir(name, args, relax.TensorType(problem.output, "float32")))
 
     def _kernel(
         self, rw: Rewriter, site: Site, key: object, make: Callable[[], tirx.PrimFunc]

@@ -15,6 +15,7 @@ from . import arm, cpu_tiles, tile_rule
 from .cost import PACK_CYCLES, rows_cycles
 from .cuda_planes import CudaTile
 from .cuda_rows import CudaRowsTile
+from .depthwise_tiles import DepthwiseProblem, DepthwiseTile, depthwise_space, tile_cycles
 from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from .tensor_cores import Loader, TensorCoreTile
 
@@ -29,8 +30,8 @@ WORST = 1.6
 # The same for the plans of a layer, each at its best.
 HOPELESS = 2.0
 
-Form = Literal["planes", "rows", "cuda_planes", "cuda_rows", "tensor_cores"]
-Tile = PlanesTile | RowsTile | CudaTile | CudaRowsTile | TensorCoreTile
+Form = Literal["planes", "rows", "cuda_planes", "cuda_rows", "tensor_cores", "depthwise"]
+Tile = PlanesTile | RowsTile | CudaTile | CudaRowsTile | TensorCoreTile | DepthwiseTile
 _TILES: dict[str, Any] = dict(zip(get_args(Form), get_args(Tile), strict=True))
 _LOADERS: tuple[str, ...] = get_args(Loader)
 
@@ -166,6 +167,14 @@ def rows_space(problem: RowsProblem) -> Iterator[RowsTile]:
     for unroll in UNROLLS:
         for distance in (0, ahead // 4, ahead // 2, ahead, 2 * ahead):
             yield RowsTile(unroll, False, distance)
+
+
+def depthwise_choices(
+    problem: DepthwiseProblem, target: PivotTarget
+) -> Iterator[tuple[float, Choice]]:
+    """The space of a depthwise layer, with predicted cycles for one core."""
+    for tile in depthwise_space(problem, target):
+        yield tile_cycles(problem, tile, target), Choice("depthwise", 1, tile, keep_all=True)
 
 
 # What decides most comes first: where a combination is not possible, the later ones give way.

@@ -10,125 +10,46 @@ channel's plane, so nothing else is ever read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import tvm
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
-from ..planes import AxisGeometry, ConvGeometry
-from ..targets import PivotTarget
+from ..planes import AxisGeometry
 from .block_sparse_moves import SCHEDULED
-from .cpu_tiles import PARALLEL_CYCLES
+from .depthwise_tiles import DepthwiseProblem, DepthwiseTile
 from .moves import in_sequence
-from .problems import Epilogue
-
-# Output rows of a block: 3 x 3 taps read few rows twice, and the code of 5 x 5 stays short.
-MOST_ROWS = 8
-MOST_PRODUCTS = 108
-LEAST_LANES = 4
-MOST_TAPS = 49
-# Measured on one AVX-512 machine: cycles around a channel, of an output vector besides its
-# multiply-adds, and of picking its pixels out of the phases of a stride.
-CHANNEL_CYCLES = 8.0
-VECTOR_CYCLES = 1.0
-PHASE_CYCLES = 5.0
 
 
-@dataclass(frozen=True)
-class DepthwiseProblem:
-    """A depthwise convolution; equal problems share one compiled kernel.
-
-    Attributes:
-        geometry: with as many groups as channels.
-        epilogue: what is fused behind the sum.
-        lanes: pixels of a vector.
-        parallel: whether cores share the channels.
-    """
-
-    geometry: ConvGeometry
-    epilogue: Epilogue
-    lanes: int
-    parallel: bool
-
-    @property
-    def output(self) -> tuple[int, int, int, int]:
-        """The output's shape: [batch, channels, height, width]."""
-        g = self.geometry
-        return (g.batch, g.outputs, g.y.output, g.x.output)
-
-
-def depthwise_problem(
-    geometry: ConvGeometry, epilogue: Epilogue, target: PivotTarget
-) -> DepthwiseProblem | None:
-    """The layer as the kernel sees it; None where the kernel does not fit.
-
-    It takes one channel per group, a stride of 1 or 2 along rows, and planes of at least a vector.
-    """
-    y, x = geometry.y, geometry.x
-    if geometry.groups != geometry.channels or x.stride > 2 or x.output < 2:
-        return None
-    lanes = _lanes(geometry, target)
-    if lanes is None or not 1 < y.kernel * x.kernel <= MOST_TAPS:
-        return None
-    problem = DepthwiseProblem(geometry, epilogue, lanes, False)
-    parallel = target.cores > 1 and depthwise_cycles(problem, target) > PARALLEL_CYCLES
-    return replace(problem, parallel=parallel)
-
-
-def _lanes(geometry: ConvGeometry, target: PivotTarget) -> int | None:
-    """Lanes of the fewest vectors, and of these the shortest; None where all exceed a plane."""
-    y, x = geometry.y, geometry.x
-    plane = min(y.size * x.size, y.output * x.output)
-    fitting = []
-    lanes = target.lanes
-    while lanes >= LEAST_LANES:
-        if lanes <= plane:
-            fitting.append((-(-x.output // lanes), lanes))
-        lanes //= 2
-    return min(fitting)[1] if fitting else None
-
-
-def depthwise_cycles(problem: DepthwiseProblem, target: PivotTarget) -> float:
-    """Predicted cycles on one core."""
-    y, x = problem.geometry.y, problem.geometry.x
-    vector = y.kernel * x.kernel / target.fma_per_cycle + VECTOR_CYCLES
-    if x.stride > 1:
-        vector += PHASE_CYCLES
-    vectors = y.output * -(-x.output // problem.lanes)
-    channels = problem.geometry.batch * problem.geometry.outputs
-    return channels * (CHANNEL_CYCLES + vectors * vector)
-
-
-def depthwise_kernel(problem: DepthwiseProblem) -> tirx.PrimFunc:
+def depthwise_kernel(problem: DepthwiseProblem, tile: DepthwiseTile) -> tirx.PrimFunc:
     """The kernel for a problem that comes from `depthwise_problem`.
 
-    Arguments: X [batch, channels, height, width], weight [outputs, taps], bias [outputs],
+    Arguments: X [batch, channels, height, width], weight [rows, taps], bias [rows],
     residual (if fused) and Y, both of shape `problem.output`. All are float32. Output channel o
-    reads channel ``o // (outputs / channels)``.
+    reads channel ``o // (rows / channels)``.
     """
-    g = problem.geometry
-    image = _buffer("X", (g.batch, g.channels, g.y.size, g.x.size))
-    weight = _buffer("weight", (g.outputs, g.y.kernel * g.x.kernel))
-    bias = _buffer("bias", (g.outputs,))
+    p = problem
+    image = _buffer("X", (p.batch, p.channels, p.y.size, p.x.size))
+    weight = _buffer("weight", (p.rows, p.taps))
+    bias = _buffer("bias", (p.rows,))
     residual = _buffer("residual", problem.output) if problem.epilogue.residual else None
     result = _buffer("Y", problem.output)
 
     def task(i: Any) -> tirx.Stmt:
-        n, o = tirx.floordiv(i, g.outputs), tirx.floormod(i, g.outputs)
-        code = _Code(problem.lanes)
+        n, o = tirx.floordiv(i, p.rows), tirx.floormod(i, p.rows)
+        code = _Code(tile.lanes)
         first = code.splat(tirx.BufferLoad(bias, [o]))
-        taps = range(g.y.kernel * g.x.kernel)
-        weights = [code.splat(tirx.BufferLoad(weight, [o, t])) for t in taps]
-        source = _Plane(image, n, tirx.floordiv(o, g.outputs // g.channels))
+        weights = [code.splat(tirx.BufferLoad(weight, [o, t])) for t in range(p.taps)]
+        source = _Plane(image, n, tirx.floordiv(o, p.rows // p.channels))
         other = None if residual is None else _Plane(residual, n, o)
-        channel = _Channel(problem, source, other, _Plane(result, n, o), first, weights)
+        channel = _Channel(p, tile, source, other, _Plane(result, n, o), first, weights)
         return in_sequence([*code.statements, *channel.blocks()])
 
-    kind = tirx.ForKind.PARALLEL if problem.parallel else tirx.ForKind.SERIAL
+    kind = tirx.ForKind.PARALLEL if tile.parallel else tirx.ForKind.SERIAL
     # No block inside: nothing is left to schedule, and its accesses need no description.
-    root = SBlock([], [], [], "root", _loop(g.batch * g.outputs, task, kind))
+    root = SBlock([], [], [], "root", _loop(p.batch * p.rows, task, kind))
     body = SBlockRealize([], tirx.const(True, "bool"), root)
     attrs = tvm.ir.make_node("ir.DictAttrs", **{SCHEDULED: True, "tirx.noalias": True})
     arguments = [image, weight, bias, *([] if residual is None else [residual]), result]
@@ -226,6 +147,7 @@ class _Channel:
     """One output channel: what it reads and writes, its bias and its taps as vectors."""
 
     problem: DepthwiseProblem
+    tile: DepthwiseTile
     source: _Plane
     residual: _Plane | None
     result: _Plane
@@ -234,16 +156,15 @@ class _Channel:
 
     @property
     def y(self) -> AxisGeometry:
-        return self.problem.geometry.y
+        return self.problem.y
 
     @property
     def x(self) -> AxisGeometry:
-        return self.problem.geometry.x
+        return self.problem.x
 
     def blocks(self) -> list[tirx.Stmt]:
         """All output rows, block by block. The order matters: see `_store`."""
-        rows = _block_rows(self.y, len(self.taps))
-        lanes = self.problem.lanes
+        rows, lanes, width = self.tile.group_rows, self.tile.lanes, self.tile.width
         # Vectors reach this far beyond the pixels that they are for.
         reach = 2 * lanes + self.x.kernel * self.x.dilation + self.x.before
 
@@ -252,32 +173,35 @@ class _Channel:
             return min(first, self.y.size - end) * self.x.size >= reach
 
         def inner_columns(start: int) -> bool:
-            first, end = _reads(self.x, start, lanes)
+            first, end = _reads(self.x, start, width)
             return first >= 0 and end <= self.x.size
 
         def block(row: _Offset) -> tirx.Stmt:
             return in_sequence(
-                _pieces(self.x.output, lanes, inner_columns, lambda c: self._piece(row, rows, c))
+                _pieces(self.x.output, width, inner_columns, lambda c: self._piece(row, rows, c))
             )
 
         return _pieces(self.y.output, rows, inner_rows, block)
 
     def _piece(self, row: _Offset, rows: int, column: _Offset) -> tirx.Stmt:
-        """`rows` output rows from `row`, a vector wide from `column`."""
+        """`rows` output rows from `row`, a tile wide from `column`."""
         y, x = self.y, self.x
-        code = _Code(self.problem.lanes)
-        sums = [self.bias] * rows
+        code = _Code(self.tile.lanes)
+        columns = [column.moved(1, v * self.tile.lanes) for v in range(self.tile.vectors)]
+        sums = [[self.bias] * rows for _ in columns]
         first, end = _reads(y, 0, rows)
         for at in range(first, end):
             source = row.moved(y.stride, at)
             uses = list(_uses(y, at, rows)) if source.low >= 0 and source.high < y.size else []
             for j in range(x.kernel if uses else 0):
-                pixels = self._pixels(code, source, column, j)
-                for r, i in uses:
-                    sums[r] = code.name(sums[r] + pixels * self.taps[i * x.kernel + j])
+                for own, start in zip(sums, columns, strict=True):
+                    pixels = self._pixels(code, source, start, j)
+                    for r, i in uses:
+                        own[r] = code.name(own[r] + pixels * self.taps[i * x.kernel + j])
             for r in range(rows):
                 if _reads(y, r, 1)[1] == at + 1:
-                    self._store(code, sums[r], row.moved(1, r), column)
+                    for own, start in zip(sums, columns, strict=True):
+                        self._store(code, own[r], row.moved(1, r), start)
         return in_sequence(code.statements)
 
     def _pixels(self, code: _Code, source: _Offset, column: _Offset, tap: int) -> Any:
@@ -319,14 +243,6 @@ class _Channel:
             picked = tirx.Shuffle([value], list(range(start, start + part)))
             indices = self.result.at(at.at + start, part)
             code.statements.append(tirx.BufferStore(buffer, picked, indices))
-
-
-def _block_rows(axis: AxisGeometry, taps: int) -> int:
-    """The most rows of a block that waste the fewest where the last block overlaps."""
-    most = min(MOST_ROWS, max(2, MOST_PRODUCTS // taps))
-    if axis.output <= most:
-        return axis.output
-    return min((most, most - 1), key=lambda rows: -axis.output % rows)
 
 
 def _reads(axis: AxisGeometry, start: int, count: int) -> tuple[int, int]:

@@ -12,7 +12,11 @@ from tvm import relax
 
 import tvm_pivot
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
-from tvm_pivot.schedules.depthwise import depthwise_problem
+from tvm_pivot.schedules.depthwise_tiles import (
+    choose_depthwise,
+    depthwise_problem,
+    share_depthwise,
+)
 from tvm_pivot.schedules.problems import Epilogue
 from tvm_pivot.targets import PRESETS, missing_features, needed_features, resolve
 
@@ -117,7 +121,7 @@ def test_cores_share_the_channels_of_large_layers():
     geometry = ConvGeometry(2, 48, 48, *[AxisGeometry(56, 3, 1, 1, 1, 1)] * 2, groups=48)
     problem = depthwise_problem(geometry, Epilogue(), HOST)
     assert problem is not None
-    assert problem.parallel
+    assert share_depthwise(problem, choose_depthwise(problem, HOST), HOST).parallel
     run({**CASE, "batch": 2, "channels": 48, "size": (56, 56)})
 
 

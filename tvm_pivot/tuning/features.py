@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,13 @@ from tvm.s_tir.meta_schedule.feature_extractor import PyFeatureExtractor
 from ..errors import ArtifactError
 from ..schedules import cpu_tiles, tile_rule
 from ..schedules.choices import Choice
+from ..schedules.depthwise_tiles import (
+    DepthwiseProblem,
+    DepthwiseTile,
+    choose_depthwise,
+    rows_read,
+    tile_cycles,
+)
 from ..schedules.problems import PlanesProblem, PlanesTile
 from ..schema import decode
 from ..targets import PivotTarget
@@ -51,16 +58,62 @@ def features(
         target: for its caches.
     """
     decisions = choice.numbers()
-    row = [_log(problem.get(name)) for name in _PROBLEM]
+    facts = {**problem, **_axes(problem)}
+    row = [_log(facts.get(name)) for name in _PROBLEM]
     row += [_log(decisions.get(name)) for name in _DECISIONS]
     row.append(_log(entries))
     row.append(math.nan if predicted is None else math.log2(max(predicted, 1e-6)))
-    row += _of_planes(problem, entries, choice, target)
+    depthwise = isinstance(choice.tile, DepthwiseTile)
+    row += (_of_depthwise if depthwise else _of_planes)(problem, entries, choice, target)
     return np.array(row, np.float32)
 
 
 def _log(value: Any) -> float:
     return math.nan if value is None else math.log2(1 + value)
+
+
+def _axes(problem: Mapping[str, Any]) -> dict[str, int]:
+    """Of a depthwise problem what others have as numbers of their own."""
+    own = _decoded(DepthwiseProblem, problem)
+    if own is None:
+        return {}
+    found = {"height": own.y.output, "width": own.x.output, "taps": own.taps}
+    found |= {"taps_y": own.y.kernel, "taps_x": own.x.kernel, "stride_y": own.y.stride}
+    return found
+
+
+T = TypeVar("T")
+
+
+def _decoded(kind: type[T], problem: Mapping[str, Any]) -> T | None:
+    """The problem as a record of this kind, None if it is of another."""
+    try:
+        return decode(kind, dict(problem))
+    except ArtifactError:
+        return None
+
+
+def _of_depthwise(
+    problem: Mapping[str, Any], entries: int, choice: Choice, target: PivotTarget
+) -> list[float]:
+    """The same of a depthwise tile."""
+    tile, own = choice.tile, _decoded(DepthwiseProblem, problem)
+    if own is None or not isinstance(tile, DepthwiseTile):
+        return [math.nan] * 6
+    blocks = -(-own.y.output // tile.group_rows)
+    pieces = -(-own.x.output // tile.width)
+    computed = blocks * tile.group_rows * pieces * tile.width
+    plane = 4.0 * own.y.size * own.x.size
+    # Sums that are begun and not stored.
+    live = min(tile.group_rows, -(-((own.y.kernel - 1) * own.y.dilation + 1) // own.y.stride))
+    return [
+        computed / (own.y.output * own.x.output),
+        float(live * tile.vectors),
+        _log(entries / own.rows * tile.group_rows * tile.vectors),
+        _log(plane / target.l1_bytes),
+        rows_read(own, tile) / (tile.group_rows * own.y.stride),
+        float(own.x.output % tile.lanes == 0),
+    ]
 
 
 def _of_planes(
@@ -97,11 +150,16 @@ def predict(
 ) -> float | None:
     """Predicted cycles of a choice over the rule's, where the problem alone tells: same blocks."""
     tile = choice.tile
+    if isinstance(tile, DepthwiseTile):
+        own = _decoded(DepthwiseProblem, problem)
+        if own is None:
+            return None
+        known = choose_depthwise(own, target)
+        return tile_cycles(own, tile, target) / tile_cycles(own, known, target)
     if not isinstance(tile, PlanesTile) or choice.block_rows != problem.get("block_rows"):
         return None
-    try:
-        whole = decode(PlanesProblem, dict(problem))
-    except ArtifactError:
+    whole = _decoded(PlanesProblem, problem)
+    if whole is None:
         return None
     rule = tile_rule(target)
     best = rule.choose_planes(whole, entries, target)[1]

@@ -90,7 +90,8 @@ def _features(task: TaskKey) -> dict[str, Any]:
         found["compact"] = task.problem["pitch"] == task.problem["width"]
     density = task.density
     # Without a density, entries say the same of tasks that are otherwise alike.
-    found["density"] = float(task.entries) if density is None else density
+    if task.kernel != "depthwise":  # which keeps all weights: shapes say it all
+        found["density"] = float(task.entries) if density is None else density
     return found
 
 

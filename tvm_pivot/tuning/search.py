@@ -15,6 +15,7 @@ from tvm.s_tir.meta_schedule.runner import RunnerInput
 from ..schedules.choices import Choice
 from ..schedules.cuda_planes import CudaTile
 from ..schedules.cuda_rows import CudaRowsTile
+from ..schedules.depthwise_tiles import DepthwiseTile
 from ..schedules.problems import RowsTile
 from ..schedules.tensor_cores import TensorCoreTile
 from .lookup import nearest
@@ -95,6 +96,8 @@ def _sort(choice: Choice) -> object:
         return (*own, tile.splits > 1)
     if isinstance(tile, TensorCoreTile):
         return (*own, tile.loader, tile.cluster > 1)
+    if isinstance(tile, DepthwiseTile):
+        return (*own, tile.lanes, tile.vectors)
     return (*own, tile.vectors, tile.panel, tile.k_tiles > 1, tile.group_rows > 1)
 
 

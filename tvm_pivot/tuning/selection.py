@@ -16,6 +16,7 @@ from ..relay_passes.layers import Layer, Plan
 from ..schedules import cpu_tiles, tile_rule
 from ..schedules.choices import Choice, nearest, planes_space, rows_space
 from ..schedules.cost import PACK_CYCLES
+from ..schedules.depthwise_tiles import DepthwiseProblem, depthwise_space, tile_cycles
 from ..schedules.problems import Epilogue, PlanesProblem, RowsProblem
 from ..targets import PivotTarget
 from . import lookup
@@ -133,6 +134,8 @@ def _space(
     problem = problem_of(layer, plan, epilogue)
     if isinstance(problem, RowsProblem):
         return list(rows_space(problem))
+    if isinstance(problem, DepthwiseProblem):
+        return list(depthwise_space(problem, target))
     if choice.band_rows:
         direct = layer.op == "dense" or layer.geometry.direct
         if direct or problem.compact or choice.band_rows > problem.height:
@@ -172,8 +175,12 @@ def _moved_on_gpu(
     return moved if cycles[moved] <= _WORST_TRANSFER * rule else None
 
 
-def _cycles(problem: PlanesProblem, choice: Choice, entries: int, target: PivotTarget) -> float:
+def _cycles(
+    problem: PlanesProblem | DepthwiseProblem, choice: Choice, entries: int, target: PivotTarget
+) -> float:
     tile: Any = choice.tile
+    if isinstance(problem, DepthwiseProblem):
+        return tile_cycles(problem, tile, target)
     planes_cycles = tile_rule(target).planes_cycles
     if not choice.band_rows:
         copies = PACK_CYCLES * problem.batch * problem.image_floats / target.lanes

@@ -142,16 +142,11 @@ def _kind(plan: Plan) -> tuple[Any, ...]:
 def network_tasks(
     mod: IRModule, planned: Sequence[PlannedLayer], target: PivotTarget
 ) -> list[LayerTask]:
-    """The tasks of a module with planned layers, each once, in the order they first run.
-
-    Depthwise layers are not among them: their kernel has nothing to choose.
-    """
+    """The tasks of a module with planned layers, each once, in the order they first run."""
     plans = {p.layer.var: p.plan for p in planned}
     tasks: dict[TaskKey, LayerTask] = {}
     for fused in fuse_epilogues(mod, [p.layer for p in planned]):
         plan = plans[fused.layer.var]
-        if plan.form == "depthwise":
-            continue
         task = LayerTask.of(fused.layer, plan, fused.epilogue, target)
         if task.key in tasks:
             known = tasks[task.key]

@@ -27,6 +27,11 @@ from .tasks import LayerTask
 # In a network, the weights of a layer were last read one run ago: they come from beyond level 2.
 _COPIES_BYTES, _MOST_COPIES = 3, 64
 
+# What a kernel takes beside its tables.
+_IMAGES = ("X", "P", "Y", "residual")
+# Forms whose kernels read the input as it is.
+_UNPACKED = ("rows", "depthwise")
+
 
 def ignore_interrupts() -> None:
     """Leave Ctrl-C, which reaches all processes of a terminal, to the one that searches."""
@@ -39,7 +44,7 @@ def candidate_func(task: LayerTask, choice: Choice, kernel: LayerKernel) -> tirx
     Its arguments: X, P (planes, where they are copied first), the tables, the residual (if any), Y.
     """
     g, func = task.geometry, kernel.make()
-    if task.op == "dense" or g.direct or choice.band_rows or choice.form == "rows":
+    if task.op == "dense" or g.direct or choice.band_rows or choice.form in _UNPACKED:
         return func
     return packed_first(func, pack_planes(g, task.target.lanes, False))
 
@@ -54,24 +59,17 @@ def build_candidate(task: LayerTask, decisions: dict[str, Any], folder: str, nam
     library.export_library(str(path), fcompile=linker(task.target))
     rng = np.random.default_rng(0)
     bias = rng.standard_normal(task.geometry.outputs).astype(np.float32)
-    names = ["indptr", "index", "weight", "rows", "bias", *(f"more{i}" for i in range(9))]
-    tables = dict(zip(names, kernel.tables(bias), strict=False))
+    params = {str(param.name): param.ty for param in func.params}
+    names = [name for name in params if name not in _IMAGES]
+    tables = dict(zip(names, kernel.tables(bias), strict=True))
     np.savez(path.with_suffix(".npz"), **tables)  # type: ignore[arg-type]
-    waiting = list(tables)
     arguments = []
-    for param in func.params:
-        table = _table_of(str(param.name), waiting)
-        shape = [int(e) for e in (tables[table].shape if table else param.ty.shape)]
-        arguments.append([str(param.ty.dtype), shape, table])
+    for name, ty in params.items():
+        shape = tables[name].shape if name in tables else ty.shape
+        table = name if name in tables else None
+        arguments.append([str(ty.dtype), [int(extent) for extent in shape], table])
     path.with_suffix(".json").write_text(json.dumps(arguments))
     return str(path)
-
-
-def _table_of(param: str, waiting: list[str]) -> str | None:
-    """The table that is passed for a parameter, None for one that is not a table."""
-    if param in ("X", "P", "Y", "residual"):
-        return None
-    return waiting.pop(0)
 
 
 class _Loaded:
