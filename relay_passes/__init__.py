@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import IRModule
 
 from ..report import LayerReport, Moves
@@ -25,7 +25,7 @@ from .legalize_pooling import legalize_max_pool2d
 from .lower_cuda import lower_cuda
 from .lower_layers import lower_layers
 from .report_layers import report_layers
-from .schedule_functions import schedule_functions
+from .schedule_functions import BY_RECORD, RULE, schedule_functions
 from .store_half import store_half
 from .true_extremes import true_extremes
 from .write_in_place import write_in_place
@@ -160,7 +160,14 @@ def _fuse(state: Compilation) -> Compilation:
 def _schedule(state: Compilation) -> Compilation:
     # The GPU rules know reductions across threads by TVM's own identities.
     mod = state.mod if state.target.family == "cuda" else true_extremes(state.mod)
-    return replace(state, mod=schedule_functions(mod, state.target))
+    mod = schedule_functions(mod, state.target, tuned=state.tuned)
+    names = sorted(
+        name.name_hint
+        for name, func in mod.functions_items()
+        if isinstance(func, tirx.PrimFunc) and func.attrs.get(RULE) == BY_RECORD
+    )
+    notes = [f"operators scheduled by tuning records: {', '.join(names)}"] if names else []
+    return replace(state, mod=mod, notes=(*state.notes, *notes))
 
 
 def _write_in_place(state: Compilation) -> Compilation:

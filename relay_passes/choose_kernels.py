@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from tvm import s_tir, tirx
 from tvm.ir import IRModule
 
 from ..schedules.choices import Choice
@@ -29,6 +30,11 @@ class Tuned(Protocol):
         self, layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarget
     ) -> tuple[Plan, Choice, str] | None:
         """The plan, which may be another, the choice, and the record; None if none is known."""
+
+    def schedule(
+        self, func: tirx.PrimFunc, name: str, target: PivotTarget
+    ) -> s_tir.Schedule | None:
+        """How to schedule a function that is no layer, for one thread; None if none is known."""
 
 
 def choose_kernels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
@@ -20,7 +21,7 @@ _PACKING = "pack_planes"
 def in_network(
     model: Any, target: PivotTarget, log: Path, **more: Any
 ) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """Seconds of each layer in a build by the rule, and in one with the records of a log.
+    """Seconds of each layer and operator in a build by the rule, and in one with a log's records.
 
     Both run in turns, with one thread. A layer's time has in it that of the copy to planes before
     it, and is the mean of the third of the rounds that others disturbed least.
@@ -31,7 +32,7 @@ def in_network(
         log: the records.
 
     Returns:
-        Both by the layers' names.
+        Both by the layers' names; operators that are no layer by `operator`.
     """
     nets = [
         build(model, target, tuned=False, threads=1, **more),
@@ -57,7 +58,15 @@ def _layers(watch: Watch, net: Session) -> dict[str, float]:
             # Layers that are alike share a kernel: its calls come in the order of the layers.
             found[waiting[call.function].pop(0)] = seconds + copy
             copy = 0.0
+        elif not call.builtin:
+            name = operator(call.function)
+            found[name] = found.get(name, 0.0) + seconds
     return found
+
+
+def operator(function: str) -> str:
+    """What functions that are alike are called here: numbers depend on the rest of the network."""
+    return "operator " + re.sub(r"\d+", "", function)
 
 
 def _names(report: Report) -> dict[str, list[str]]:

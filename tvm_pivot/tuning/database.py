@@ -16,7 +16,8 @@ from tvm.s_tir import meta_schedule as ms
 
 from .records import TaskKey, TuningRecord
 
-_REFUSED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
+# What TVM raises for a trace or a workload that does not fit; its own errors are RuntimeErrors.
+REFUSED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def rebuild(
                 ms.database.TuningRecord(made, filed, seconds, target, info)
             )
             used += 1
-        except _REFUSED as e:  # TVM's errors are RuntimeErrors
+        except REFUSED as e:
             refused.append((record, _one_line(e)))
     return Rebuilt(database, used, tuple(refused))
 
@@ -88,11 +89,15 @@ def stored_trace(record: TuningRecord, module: tvm.IRModule) -> Any:
         ValueError: there is none, or it is none.
         RuntimeError: it does not fit the workload, as when a kernel has changed since.
     """
-    found = record.decisions.get("trace")
-    _check_trace(found)
+    return replayed(record.decisions.get("trace"), module).trace
+
+
+def replayed(trace: Any, module: tvm.IRModule) -> s_tir.Schedule:
+    """The schedule that a trace makes of a module; errors as of `stored_trace`."""
+    _check_trace(trace)
     schedule = s_tir.Schedule(module)
-    s_tir.schedule.Trace.apply_json_to_schedule(found, schedule)
-    return schedule.trace
+    s_tir.schedule.Trace.apply_json_to_schedule(trace, schedule)
+    return schedule
 
 
 def _check_trace(found: Any) -> None:

@@ -53,17 +53,11 @@ def explore(search: Search, records: Sequence[TuningRecord], trials: int, seed: 
     extractor = ChoiceFeatures(jobs[0].task.target)
     for job in jobs:
         extractor.add(job.name, job.task.choices)
-    with _quiet(), _without_intrinsics(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), without_intrinsics(), tempfile.TemporaryDirectory() as folder:
         contexts = [_context(job, seed + i) for i, job in enumerate(jobs)]
         model: Any = "random"
         if search.learn:
-            model = ms.cost_model.XGBModel(
-                extractor=extractor,
-                num_warmup_samples=WARM_UP,
-                num_tuning_cores=1,
-                early_stopping_rounds=20,
-                verbose_eval=0,
-            )
+            model = xgb_model(extractor)
             _teach(model, jobs, contexts, records)
         callbacks = [_Report(search, jobs)]
         if not search.later:
@@ -180,8 +174,9 @@ def known_times(job: Job, records: Iterable[TuningRecord]) -> dict[Choice, float
     return known
 
 
-def _context(job: Job, seed: int) -> Any:
-    strategy = ms.search_strategy.EvolutionarySearch(
+def strategy() -> Any:
+    """MetaSchedule's evolutionary search, over few candidates at a time."""
+    return ms.search_strategy.EvolutionarySearch(
         population_size=96,
         init_measured_ratio=0.3,
         init_min_unmeasured=1,
@@ -189,11 +184,25 @@ def _context(job: Job, seed: int) -> Any:
         genetic_mutate_prob=0.85,
         eps_greedy=0.1,
     )
+
+
+def xgb_model(extractor: Any) -> Any:
+    """MetaSchedule's cost model, that learns from few trials on."""
+    return ms.cost_model.XGBModel(
+        extractor=extractor,
+        num_warmup_samples=WARM_UP,
+        num_tuning_cores=1,
+        early_stopping_rounds=20,
+        verbose_eval=0,
+    )
+
+
+def _context(job: Job, seed: int) -> Any:
     return ms.TuneContext(
         mod=job.module,
         target=job.task.target.to_tvm(),
         space_generator=space_generator(job.points, seed),
-        search_strategy=strategy,
+        search_strategy=strategy(),
         task_name=job.task.names[0],
         rand_state=seed + 1,
         num_threads=1,
@@ -244,7 +253,7 @@ def _teach(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """MetaSchedule prints tables for every batch."""
     loggers = [logging.getLogger(f"tvm.s_tir.meta_schedule{x}") for x in ("", ".cost_model")]
     levels = [one.level for one in loggers]
@@ -258,7 +267,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_intrinsics() -> Iterator[None]:
+def without_intrinsics() -> Iterator[None]:
     """TuneContext imports the tensor intrinsics of all targets, which takes up to a minute.
 
     No candidate of ours uses one.

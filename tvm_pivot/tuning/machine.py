@@ -24,8 +24,8 @@ from .artifacts import arguments_of
 from .space import TASK, choice_of
 from .tasks import LayerTask
 
-_BUILD_S, _MEASURE_S = 60.0, 60.0
-_RULE = "rule"
+BUILD_S, _MEASURE_S = 60.0, 60.0
+RULE_NAME = "rule"
 
 
 class Workshop:
@@ -39,7 +39,7 @@ class Workshop:
         self._tasks = dict(tasks)
         self._folder = tempfile.TemporaryDirectory(prefix="tvm_pivot_tune_")
         self._pool = PopenPoolExecutor(
-            max_workers=workers, timeout=_BUILD_S, initializer=trials.ignore_interrupts
+            max_workers=workers, timeout=BUILD_S, initializer=trials.ignore_interrupts
         )
         self._count = 0
 
@@ -55,7 +55,7 @@ class Workshop:
         described = self._tasks[task]
         folder = Path(self._folder.name) / str(list(self._tasks).index(task))
         folder.mkdir(exist_ok=True)
-        ready = folder / f"{_RULE}.so"
+        ready = folder / f"{RULE_NAME}.so"
         waiting: list[Future[str] | Path] = []
         for choice in choices:
             self._count += 1
@@ -63,16 +63,17 @@ class Workshop:
             if is_rule and ready.exists():
                 waiting.append(ready)
                 continue
-            name = _RULE if is_rule else str(self._count)
+            name = RULE_NAME if is_rule else str(self._count)
             args = (described.reduced(choice), choice.decisions(), str(folder), name)
             waiting.append(self._pool.submit(trials.build_candidate, *args))
         return [
-            BuilderResult(str(one), None) if isinstance(one, Path) else _built(one)
+            BuilderResult(str(one), None) if isinstance(one, Path) else built(one)
             for one in waiting
         ]
 
 
-def _built(future: Future[str]) -> BuilderResult:
+def built(future: Future[str]) -> BuilderResult:
+    """What came of a candidate: its library, or why there is none."""
     try:
         return BuilderResult(future.result(), None)
     except Exception as e:
@@ -141,7 +142,7 @@ class LocalMachine:
         what else runs on this machine makes all of a batch slower. In place of times that there
         are not, why.
         """
-        rule = Path(artifacts[0]).with_name(f"{_RULE}.so")
+        rule = Path(artifacts[0]).with_name(f"{RULE_NAME}.so")
         batch = [*artifacts, str(rule)] if rule.exists() else list(artifacts)
         try:
             times = [sorted(one)[: -(-len(one) // 3)] for one in self._run(batch)]
@@ -205,7 +206,7 @@ def recalled(artifact: str) -> float | None:
 def clear(artifacts: Sequence[str]) -> None:
     """Remove candidates that are measured, but for the rule's."""
     for artifact in map(Path, artifacts):
-        if artifact.stem != _RULE and recalled(str(artifact)) is None:
+        if artifact.stem != RULE_NAME and recalled(str(artifact)) is None:
             for suffix in (".so", ".npz", ".json"):
                 artifact.with_suffix(suffix).unlink(missing_ok=True)
 

@@ -10,6 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from tvm import s_tir, tirx
+
 from ..relay_passes.cuda_kernels import cuda_points
 from ..relay_passes.layer_kernels import fits, problem_of, rule_choice
 from ..relay_passes.layers import Layer, Plan
@@ -20,9 +22,12 @@ from ..schedules.depthwise_tiles import DepthwiseProblem, depthwise_space, tile_
 from ..schedules.problems import Epilogue, PlanesProblem, RowsProblem
 from ..targets import PivotTarget
 from . import lookup
+from .database import REFUSED
 from .log_files import read
 from .records import TaskKey, TuningRecord
 from .tasks import other_plans, task_key
+from .traces import KERNEL as FUNCTION
+from .traces import function_key, replay
 
 # Where the shipped logs of targets with so many lanes are.
 _FOLDERS = {("x86", 16): "x86-avx512", ("x86", 8): "x86-avx2", ("cuda", 32): "cuda"}
@@ -81,6 +86,7 @@ class Selection:
             by_task[record.task].append(record)
         found = {task: winner(some) for task, some in by_task.items()}
         self._winners: Mapping[TaskKey, TuningRecord] = {k: r for k, r in found.items() if r}
+        self._has_functions = any(key.kernel == FUNCTION for key in self._winners)
 
     def choose(
         self, layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarget
@@ -104,6 +110,23 @@ class Selection:
             if moved is not None:
                 return plan, moved, "by records of similar tasks"
         return None
+
+    def schedule(
+        self, func: tirx.PrimFunc, name: str, target: PivotTarget
+    ) -> s_tir.Schedule | None:
+        """See `schedule_functions`."""
+        if not self._has_functions:
+            return None
+        record = self._winners.get(function_key(func, target))
+        if record is None or "trace" not in record.decisions:
+            return None
+        try:
+            return replay(record.decisions["trace"], func)
+        except REFUSED as e:
+            reason = (str(e).strip().splitlines() or [type(e).__name__])[-1]  # TVM's are long
+            note = f"tuning record of {name} ignored: {reason:.120}"
+            self.notes += [note] if note not in self.notes else []
+            return None
 
 
 def _exact(

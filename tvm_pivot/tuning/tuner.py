@@ -1,4 +1,4 @@
-"""`tune`: find faster kernels for the layers of a network by measuring, and keep a log of it."""
+"""`tune`: find faster kernels for a network by measuring, and keep a log of it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,30 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ..compiler import build
 from ..errors import TuningError
 from ..importer import import_model
 from ..relay_passes import PHASES, PIVOT_SECONDS, Compilation
 from ..schedules.choices import Choice
 from ..targets import PivotTarget, cannot_run, resolve
-from .confirm import in_network
+from .confirm import in_network, operator
 from .explore import explore
+from .function_search import FunctionJob, FunctionSearch
+from .functions import FunctionTask, function_tasks, model_functions
 from .log_files import append, read
 from .machine import CandidateBuilder, LocalMachine, LocalRunner, WithArguments, Workshop, workers
 from .records import TuningRecord
 from .search import Job, Search, StopSearch
 from .selection import FINAL, RULE, shipped_records
 from .tasks import LayerTask, network_tasks
+from .traces import KERNEL
 
 TRIALS_PER_TASK = 32
 # How many candidates are measured once more at the end, and what one must gain to replace the rule.
@@ -40,8 +44,8 @@ class TunedTask:
     """What came of one task.
 
     Attributes:
-        layers: the layers that it stands for.
-        kernel: the kernel's form.
+        layers: the layers that it stands for; of an operator that is no layer, its function.
+        kernel: the kernel's form, or "function".
         trials: candidates measured.
         rule_seconds: one run of the kernel that the target's rule makes, by itself.
         seconds: the same times what the kernel that was found gains, in the network where that
@@ -129,7 +133,7 @@ def tune(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TuneReport:
-    """Search for faster kernels of a network's layers, for one thread.
+    """Search for faster kernels of a network's layers and other operators, for one thread.
 
     Every candidate that is measured is in the log at once, whatever happens later. A search that is
     started again with the same log goes on where it ended.
@@ -138,7 +142,9 @@ def tune(
         model: as for `build`.
         target: a CPU that can be measured: this one, or that of the runner's devices.
         log: the log file; made if there is none. `build(log=...)` reads it.
-        trials: candidates to measure, of all layers together; default: 32 per task.
+        trials: candidates to measure, of all tasks together; default: 32 per task. Operators that
+            are no layer are tuned on this machine only, and only where they take a part of the
+            network's time.
         minutes: when to stop.
         runner: ``"local"`` for this machine, or what `rpc` returns, told
             ``allocate="tvm_pivot.tuning.artifacts:contents_of"``.
@@ -166,40 +172,81 @@ def tune(
         raise TuningError(f"cannot write {path}: there is no directory {path.parent}")
     known = [*(read(path).fresh if path.exists() else ()), *shipped_records(described)]
     tell.phase("reading the model")
-    more = {"example_inputs": example_inputs, "params": params, "shapes": shapes}
-    tasks = model_tasks(model, described, pivot_seconds=pivot_seconds, **more)
-    if not tasks:
-        raise TuningError("the network has no layer with a kernel that can be tuned")
+    more: dict[str, Any] = {"example_inputs": example_inputs, "params": params, "shapes": shapes}
+    more["pivot_seconds"] = pivot_seconds
+    tasks = model_tasks(model, described, **more)
+    functions = timed_functions(model, described, **more) if runner == "local" else []
+    if not tasks and not functions:
+        raise TuningError("the network has nothing that can be tuned")
     jobs = [Job(task) for task in tasks]
-    total = TRIALS_PER_TASK * len(jobs) if trials is None else trials
-    tell.start([job.task.names[0] for job in jobs], total)
+    count = len(jobs) + len(functions)
+    total = TRIALS_PER_TASK * count if trials is None else trials
+    of_functions = total * len(functions) // count
+    names = [*(job.task.names[0] for job in jobs), *(task.name for task in functions)]
+    tell.start(names, total)
 
     def measured(job: Job, choice: Choice, seconds: Sequence[float]) -> None:
         stage = RULE if choice == job.task.rule else "search"
         append(path, [_record(job, choice, seconds, stage)])
         tell.measured(jobs.index(job), job.times[choice], job.times[job.best()[0]])
 
+    def tried(function: int, seconds: float, best: float) -> None:
+        tell.measured(len(jobs) + function, seconds, best)
+
     machine = LocalMachine(described) if runner == "local" else None
     measuring = LocalRunner(machine) if machine is not None else WithArguments(runner)
     stopped = ""
-    with Workshop({job.name: job.task for job in jobs}, workers()) as workshop, _ended(machine):
+    with (
+        _ended(machine),
+        Workshop({job.name: job.task for job in jobs}, workers()) as workshop,
+        FunctionSearch(functions, machine, workers(), path, tried) as others,
+    ):
         search = Search(jobs, CandidateBuilder(workshop), measuring, measured, until)
         with _interruptible(search):
+            with contextlib.suppress(StopSearch):
+                others.run(known, of_functions, seed, _check(search, of_functions / total))
             try:
                 for job in jobs:
                     tell.phase(job.task.names[0])
                     search.measure(job, job.seeds(known))
-                explore(search, known, total - sum(job.trials for job in jobs), seed)
+                left = total - of_functions - sum(job.trials for job in jobs)
+                explore(search, known, left, seed)
             except StopSearch as e:
                 stopped = str(e)
         tell.phase("measuring the best once more")
         search.until = None
         found = [_finish(search, job, path) for job in jobs if job.times]
+        operators = [(_finish_function(others, job), job) for job in others.jobs if job.times]
     if machine is not None:
         tell.phase("comparing networks")
-        times = in_network(model, described, path, pivot_seconds=pivot_seconds, **more)
+        times = in_network(model, described, path, **more)
         found = [_confirmed(task, jobs, times, path) for task in found]
+        found += [_confirmed_function(task, job, times, path) for task, job in operators]
     return TuneReport(tuple(found), time.monotonic() - began, stopped, path)
+
+
+def timed_functions(
+    model: Any, target: PivotTarget, *, pivot_seconds: float = PIVOT_SECONDS, **more: Any
+) -> list[FunctionTask]:
+    """The operators of a model that are no layer and are worth tuning; see `function_tasks`."""
+    imported = import_model(model, **more)
+    found = model_functions(imported.mod, target, pivot_seconds=pivot_seconds)
+    if not found:
+        return []
+    net = build(model, target, pivot_seconds=pivot_seconds, tuned=False, threads=1, **more)
+    return function_tasks(found, net, target)
+
+
+def _check(search: Search, share: float) -> Callable[[], None]:
+    """Ends the functions' search when it has had its share of the time."""
+    now = time.monotonic()
+    until = None if search.until is None else now + share * (search.until - now)
+
+    def check() -> None:
+        if search.stop or (until is not None and time.monotonic() >= until):
+            raise StopSearch(search.stop)
+
+    return check
 
 
 def model_tasks(
@@ -239,6 +286,12 @@ def _finish(search: Search, job: Job, path: Path) -> TunedTask:
     return TunedTask(task.names, task.key.kernel, trials, before, after, best.decisions())
 
 
+def _finish_function(search: FunctionSearch, job: FunctionJob) -> TunedTask:
+    trials = job.trials
+    best, before, after = search.finish(job, FINALISTS, _FINAL_ROUNDS, LEAST_GAIN)
+    return TunedTask((job.task.name,), KERNEL, trials, before, after, job.decisions(best))
+
+
 def _confirmed(
     task: TunedTask,
     jobs: Sequence[Job],
@@ -248,13 +301,30 @@ def _confirmed(
     """The task as it is in its network; where the rule's kernel is as fast there, it is kept."""
     (job,) = (job for job in jobs if job.task.names == task.layers)
     rule, tuned = (sum(some.get(name, 0.0) for name in task.layers) for some in times)
-    before = task.rule_seconds
     if task.decisions == job.task.rule.decisions() or not rule or not tuned:
         return task
+    before = task.rule_seconds
     if tuned <= LEAST_GAIN_THERE * rule:
         return replace(task, seconds=before * tuned / rule)
     append(path, [_record(job, job.task.rule, [before], FINAL)])
     return replace(task, seconds=before, decisions=job.task.rule.decisions())
+
+
+def _confirmed_function(
+    task: TunedTask,
+    job: FunctionJob,
+    times: tuple[Mapping[str, float], Mapping[str, float]],
+    path: Path,
+) -> TunedTask:
+    """The same of a function. One that cannot be found again in both networks keeps its rule."""
+    rule, tuned = (some.get(operator(job.task.name), 0.0) for some in times)
+    if not task.decisions:
+        return task
+    before = task.rule_seconds
+    if rule and tuned <= LEAST_GAIN_THERE * rule:
+        return replace(task, seconds=before * tuned / rule)
+    append(path, [job.record("", [before], FINAL)])
+    return replace(task, seconds=before, decisions={})
 
 
 @contextlib.contextmanager
