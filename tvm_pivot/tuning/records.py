@@ -69,9 +69,10 @@ class TaskKey:
     """What was tuned. Equal keys ask for the same kernel on the same machine.
 
     Attributes:
-        kernel: the kernel's form, e.g. ``"planes"`` or ``"rows"``.
+        kernel: the kernel's form, e.g. ``"planes"`` or ``"rows"``, or ``"function"``.
         problem: the fields of the kernel's problem record (`PlanesProblem`, `RowsProblem`), the
-            epilogue among them as an object. Numbers, strings, booleans and None.
+            epilogue among them as an object. Numbers, strings, booleans and None. Of a function
+            its hash, and what it is made of.
         entries: blocks kept, over all row blocks.
         target: the machine.
     """

@@ -86,7 +86,7 @@ class TuneReport:
 
     @property
     def gain(self) -> float:
-        """How many times as fast a layer became, in the geometric mean over all layers."""
+        """How many times as fast a layer or operator became, in the geometric mean."""
         logs = [log(task.gain) for task in self.tasks for _ in task.layers]
         return exp(sum(logs) / len(logs)) if logs else 1.0
 
