@@ -45,10 +45,10 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/tvm-pivot bench --install litert,deepsparse
-	$(BIN)/python benchmarks/standing_set.py --html benchmarks/results/standing_set.html
+	$(BIN)/python -m benchmarks.standing_set --html benchmarks/results/standing_set.html
 
 bench-layers: $(VENV)/.dev
-	$(BIN)/python benchmarks/layers.py --json benchmarks/results/layers.json
+	$(BIN)/python -m benchmarks.layers --json benchmarks/results/layers.json
 
 bench-arm: $(VENV)/.dev
 	$(BIN)/tvm-pivot bench --install litert
@@ -57,7 +57,7 @@ bench-arm: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.arm_cost kernels
 
 readme-tables: $(VENV)/.dev
-	$(BIN)/python benchmarks/readme_tables.py
+	$(BIN)/python -m benchmarks.readme_tables
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

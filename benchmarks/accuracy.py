@@ -1,6 +1,6 @@
 """What pruning costs in accuracy, and what it buys in time: ResNets on CIFAR-10.
 
-    python benchmarks/accuracy.py --data ../shared/data
+    python -m benchmarks.accuracy --data ../shared/data
 
 Each trained network is first fine-tuned dense on the images at hand; that network is the teacher of
 all others. Then every variant starts from it and trains for the same number of epochs with the same
@@ -19,7 +19,6 @@ import math
 import multiprocessing
 import os
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,8 +32,6 @@ for _name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.append(str(REPOSITORY))
-
 import torch
 from torch import Tensor, nn
 

@@ -4,7 +4,7 @@ The scheduler is the runner's own (`tvm_pivot.tuning.dispatch`); devices are mad
 That leaves out the search machine's other work. `--build-ms` adds the compiling: `--cores` cores
 compile a batch, then the devices measure it, as MetaSchedule does with a single task.
 
-    python benchmarks/farm_scaling.py --json benchmarks/results/farm_scaling.json
+    python -m benchmarks.farm_scaling --json benchmarks/results/farm_scaling.json
 """
 
 from __future__ import annotations

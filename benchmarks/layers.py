@@ -156,7 +156,7 @@ def main() -> int:
     if args.json:
         facts = {
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": f"python benchmarks/layers.py --target {args.target}",
+            "command": f"python -m benchmarks.layers --target {args.target}",
             "machine": asdict(describe_machine()),
             "versions": {"tvm": tvm.__version__, "torch": torch.__version__},
             "precision": "fp32",

@@ -1,6 +1,6 @@
 """Make the demo's network: fine-tune a dense ResNet-20, prune it to 8x1 blocks, export it.
 
-    python benchmarks/make_demo_model.py --data ../shared/data
+    python -m benchmarks.make_demo_model --data ../shared/data
 
 Reads `resnet20_cifar10.safetensors` (akamaster/pytorch_resnet_cifar10, BSD-2) and CIFAR-10 as
 JPEG; writes `resnet20_8x1.onnx`, `resnet20_8x1.json` and `images.npz` into `tvm_pivot/demo`.
@@ -17,7 +17,6 @@ import argparse
 import copy
 import json
 import platform
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,8 +32,6 @@ from torch.onnx import symbolic_helper
 from torch.onnx.utils import register_custom_op_symbolic
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.append(str(REPOSITORY))
-
 from benchmarks.cifar_training import (
     Split,
     Training,

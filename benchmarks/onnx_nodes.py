@@ -1,7 +1,7 @@
 """Every node test that ONNX ships, compiled and run: which are right, refused, or wrong.
 
-    python benchmarks/onnx_nodes.py            # all of them
-    python benchmarks/onnx_nodes.py --only attention
+    python -m benchmarks.onnx_nodes            # all of them
+    python -m benchmarks.onnx_nodes --only attention
 
 A model that is refused with a reason is none of ours; one that computes something else is a bug.
 """
@@ -15,13 +15,10 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from onnx.backend.test.loader import load_model_tests
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import tvm_pivot
 

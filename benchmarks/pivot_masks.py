@@ -1,4 +1,4 @@
-"""What pivoting does for masks of really pruned networks: `python benchmarks/pivot_masks.py`.
+"""What pivoting does for masks of really pruned networks: `python -m benchmarks.pivot_masks`.
 
 The fill of blocks on DLMC masks as they are, with orders that others have published (see
 `pivot_baselines`), and with `find_pivot`; the time of a few layers' kernels with the rows in their
@@ -269,7 +269,7 @@ def main() -> int:
         data = json.loads(args.json.read_text())
         data["again"] = {**data.get("again", {}), **dict.fromkeys(args.only, date)}
     else:
-        command = "python benchmarks/pivot_masks.py" + (" --all" if args.all else "")
+        command = "python -m benchmarks.pivot_masks" + (" --all" if args.all else "")
         data = {"date": date, "command": command, "machine": asdict(describe_machine())}
     found = all_fills(args)
     data["fills"] = [asdict(f) for f in found]

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/pivoting.md: ``python benchmarks/pivot_pictures.py``.
+"""Draws the pictures of docs/pivoting.md: ``python -m benchmarks.pivot_pictures``.
 
 Masks before and after pivoting: a planted one, one of a really pruned ResNet-50 (DLMC, pruned
 without blocks in mind), and a layer of the trained ResNet-20 that is pruned with a pivot here. And
@@ -9,7 +9,6 @@ is kept, from ``results/standing_set.json``.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.append(str(REPOSITORY))
-
 import tvm_pivot
 from benchmarks.pivot_masks import masks_of, planted_masks
 from benchmarks.zoo.data import cifar_resnet_state

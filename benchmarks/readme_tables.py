@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the results: ``python benchmarks/readme_tables.py``.
+"""Writes the tables of README.md from the results: ``python -m benchmarks.readme_tables``.
 
 With ``--check`` it changes nothing and exits with 1 where README.md is not what it would write.
 A table stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.append(str(REPOSITORY))
-
 from benchmarks.arm_cost import results as arm_cost
 from tvm_pivot.bench.results import Comparison, Result
 from tvm_pivot.bench.runtimes import ADAPTERS

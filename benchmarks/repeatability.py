@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.append(str(REPOSITORY))
-
 from benchmarks.standing_plan import OURS, aligned, ratio
 from tvm_pivot.bench.results import Comparison
 

@@ -22,8 +22,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.append(str(REPOSITORY))
-
 from benchmarks.standing_plan import (
     NETWORKS,
     QUICK_NETWORKS,
@@ -237,7 +235,7 @@ def _begin(options: argparse.Namespace) -> Comparison:
         return earlier
     return Comparison(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=shlex.join(["python", "benchmarks/standing_set.py", *sys.argv[1:]]),
+        command=shlex.join(["python", "-m", "benchmarks.standing_set", *sys.argv[1:]]),
         machine=machine,
         reference="",
         tolerances=(Setting(PRECISION, f"{TOLERANCES[PRECISION]:g}"),),

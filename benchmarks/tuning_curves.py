@@ -4,7 +4,7 @@ Both start from the rule's choice and search the same space with the same evolut
 lets the cost model pick candidates, the other picks at random. A candidate that both try is
 measured once.
 
-    python benchmarks/tuning_curves.py resnet18:8x1@0.1 resnet18:1x1@0.1 --tasks 5 --trials 32 \\
+    python -m benchmarks.tuning_curves resnet18:8x1@0.1 resnet18:1x1@0.1 --tasks 5 --trials 32 \\
         --json benchmarks/results/tuning_curves.json --svg docs/tuning-curves.svg
 """
 

@@ -1,6 +1,6 @@
 """What tuning gains: tuned kernels and networks against the rule's, in turns, one thread.
 
-    python benchmarks/tuning_gain.py resnet50:8x1@0.1 resnet18:8x1@0.1 \\
+    python -m benchmarks.tuning_gain resnet50:8x1@0.1 resnet18:8x1@0.1 \\
         --json benchmarks/results/tuning_gain.json
 
 Layers are measured alone, with their copy to planes, each one's two kernels in turns. Networks are

@@ -191,3 +191,15 @@ def test_the_picture_is_well_formed() -> None:
     assert root.tag.endswith("svg")
     children = [child.tag.rpartition("}")[2] for child in root]
     assert {"title", "desc"} <= set(children), "for those who cannot see it"
+
+
+def test_commands_of_benchmarks_exist() -> None:
+    """Modules that documents say to run can be run: they exist, and have a `main`."""
+    texts = [path.read_text() for path in [*files(".md"), ROOT / "Makefile", *files(".py")]]
+    stated = {name for text in texts for name in re.findall(r"python -m (benchmarks[.\w]*)", text)}
+    assert len(stated) > 10
+    for name in stated:
+        module = ROOT / name.rstrip(".").replace(".", "/")
+        path = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
+        assert '__name__ == "__main__"' in path.read_text() or path.name == "__main__.py", name
+    assert not [text for text in texts if re.search(r"python benchmarks/\w+", text)]

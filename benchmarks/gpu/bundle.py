@@ -1,6 +1,6 @@
 """Build a folder that runs on a GPU machine with Python 3.12, torch and NumPy, and no network.
 
-    python benchmarks/gpu/bundle.py FOLDER --target h100
+    python -m benchmarks.gpu.bundle FOLDER --target h100
     python FOLDER/check.py          # there
 
 In it: TVM's runtime (no compiler) from PyPI's wheels, this package, the networks and layers of
@@ -18,8 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))
-
 import numpy as np
 import torch
 
