@@ -231,7 +231,8 @@ def test_repeatability_command(tmp_path: Path, change: float, code: int) -> None
         new
     )
     done = subprocess.run(
-        [sys.executable, repeatability.__file__, str(old), str(new)],
+        [sys.executable, "-m", "benchmarks.repeatability", str(old), str(new)],
+        cwd=Path(repeatability.__file__).parents[1],
         capture_output=True,
         text=True,
         check=False,
