@@ -27,7 +27,7 @@ SEPARATE_LOAD = 1.25
 OVERLAP = 4.0
 # Cycles of one squeezed vector: a load from the strip, the epilogue, a store that may be partial.
 # Loads that straddle what was just stored wait for all older stores, those to the output too.
-SQUEEZE_CYCLES, STRADDLING_SQUEEZE = 4.0, 10.0
+SQUEEZE_CYCLES, STRADDLING_SQUEEZE = 4.0, 5.0
 # Bytes per cycle from beyond level 2 (prefetched), and how much of a cache one operand can use.
 FAR_BYTES = 80.0
 CACHE_SHARE = 0.7
