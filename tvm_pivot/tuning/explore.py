@@ -7,7 +7,7 @@ import logging
 import sys
 import tempfile
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tvm
@@ -59,7 +59,15 @@ def explore(search: Search, records: Sequence[TuningRecord], trials: int, seed: 
         if search.learn:
             model = xgb_model(extractor)
             _teach(model, jobs, contexts, records)
-        callbacks = [_Report(search, jobs)]
+        # Notes what no runner saw: candidates that were not built, and results that came late.
+        callbacks = [
+            Report(
+                lambda number, candidate, made, result: search.note(
+                    jobs[number], choice_of(candidate.sch.mod), made, result
+                ),
+                search.check,
+            )
+        ]
         if not search.later:
             callbacks += [
                 ms.measure_callback.UpdateCostModel(),
@@ -142,12 +150,16 @@ class _Runner(PyRunner):  # type: ignore[misc]
 
 
 @derived_object
-class _Report(PyMeasureCallback):  # type: ignore[misc]
-    """Notes what no runner saw: candidates that were not built, and results that came late."""
+class Report(PyMeasureCallback):  # type: ignore[misc]
+    """Tells what came of each candidate: the task's number, the candidate, its build, its times;
+    and that a batch is done.
+    """
 
-    def __init__(self, search: Search, jobs: Sequence[Job]) -> None:
+    def __init__(
+        self, note: Callable[[int, Any, Any, Any], None], done: Callable[[], None] | None = None
+    ) -> None:
         super().__init__()
-        self.search, self.jobs = search, jobs
+        self.note, self.done = note, done
 
     def apply(
         self,
@@ -160,8 +172,9 @@ class _Report(PyMeasureCallback):  # type: ignore[misc]
         """Note one batch."""
         three = zip(measure_candidates, builder_results, runner_results, strict=True)
         for one, made, result in three:
-            self.search.note(self.jobs[task_id], choice_of(one.sch.mod), made, result)
-        self.search.check()
+            self.note(task_id, one, made, result)
+        if self.done is not None:
+            self.done()
 
 
 def known_times(job: Job, records: Iterable[TuningRecord]) -> dict[Choice, float]:

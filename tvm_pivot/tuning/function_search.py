@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,13 +16,12 @@ from tvm.ir import IRModule
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult, PyBuilder
-from tvm.s_tir.meta_schedule.measure_callback import PyMeasureCallback
 from tvm.s_tir.meta_schedule.runner import PyRunner, RunnerInput
 from tvm.support.popen_pool import PopenPoolExecutor
 
 from ..relay_passes.schedule_functions import finished
 from .database import REFUSED, rebuild, trace_as_json
-from .explore import BATCH, quiet, strategy, without_intrinsics, xgb_model
+from .explore import BATCH, Report, quiet, strategy, without_intrinsics, xgb_model
 from .functions import FunctionTask, build_function
 from .log_files import append
 from .machine import BUILD_S, RULE_NAME, LocalMachine, Times, built, clear
@@ -155,6 +155,16 @@ class FunctionSearch:
             self.note(job, text, trace, seconds if isinstance(seconds, list) else [])
         clear(ready)
 
+    def _reported(
+        self, jobs: Sequence[FunctionJob], number: int, candidate: Any, made: Any, result: Any
+    ) -> None:
+        """Note what came of a candidate, and delete what was built for it."""
+        trace = trace_as_json(candidate.sch.trace)
+        seconds = [] if result is None or not result.run_secs else map(float, result.run_secs)
+        self.note(jobs[number], canonical(trace).decode(), trace, list(seconds))
+        if made.artifact_path is not None:
+            clear([str(made.artifact_path)])
+
     def note(self, job: FunctionJob, text: str, trace: Any, seconds: Sequence[float]) -> None:
         """Note what came of a candidate, and keep its record."""
         if not seconds:
@@ -201,7 +211,7 @@ class FunctionSearch:
                     database=_database(jobs, records),
                     cost_model=xgb_model("per-store-feature"),
                     measure_callbacks=[
-                        _Report(self, jobs),
+                        Report(partial(self._reported, jobs)),
                         ms.measure_callback.UpdateCostModel(),
                         ms.measure_callback.AddToDatabase(),
                     ],
@@ -339,29 +349,3 @@ class _Runner(PyRunner):  # type: ignore[misc]
         artifacts = [str(item.artifact_path) for item in runner_inputs]
         found = self.machine.measure(artifacts) if artifacts else []
         return [Times(None, x) if isinstance(x, str) else Times(x, None) for x in found]
-
-
-@derived_object
-class _Report(PyMeasureCallback):  # type: ignore[misc]
-    """Notes what came of each candidate."""
-
-    def __init__(self, search: FunctionSearch, jobs: Sequence[FunctionJob]) -> None:
-        super().__init__()
-        self.search, self.jobs = search, jobs
-
-    def apply(
-        self,
-        task_scheduler: Any,
-        task_id: int,
-        measure_candidates: Sequence[Any],
-        builder_results: Sequence[Any],
-        runner_results: Sequence[Any],
-    ) -> None:
-        """Note one batch."""
-        three = zip(measure_candidates, builder_results, runner_results, strict=True)
-        for one, made, result in three:
-            trace = trace_as_json(one.sch.trace)
-            seconds = [] if result is None or not result.run_secs else map(float, result.run_secs)
-            self.search.note(self.jobs[task_id], canonical(trace).decode(), trace, list(seconds))
-            if made.artifact_path is not None:
-                clear([str(made.artifact_path)])
