@@ -6,7 +6,7 @@ Nothing here depends on what was measured: whatever wins, the network computes t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -104,6 +104,15 @@ def traces(func: tirx.PrimFunc, count: int = 3, seed: int = 0) -> list[Any]:
     return [trace_as_json(one.sch.trace) for one in found]
 
 
+def scheduled(func: tirx.PrimFunc, seed: int, may_refuse: bool) -> Iterator[tirx.PrimFunc]:
+    """The function by some traces; TVM may refuse to replay its own where a loop has one step."""
+    for trace in traces(func, 2, seed):
+        try:
+            yield job_of(func).task.by_trace(trace)
+        except RuntimeError:  # a build goes on without such a record
+            assert may_refuse
+
+
 def computed(func: tirx.PrimFunc, arrays: Sequence[Any], shape: Shape) -> Any:
     out = tvm.runtime.tensor(np.full(shape, np.nan, np.float32))
     named = func.with_attr("global_symbol", "main")
@@ -123,8 +132,8 @@ def test_any_schedule_of_a_softmax_computes_it(
     func = softmax(shape)
     x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     want = torch.softmax(torch.from_numpy(x.astype(float)), -1).numpy()
-    for trace in traces(func, 2, seed):
-        got = computed(job_of(func).task.by_trace(trace), [x], shape)
+    for made in scheduled(func, seed, 1 in shape):
+        got = computed(made, [x], shape)
         assert np.allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
@@ -138,8 +147,8 @@ def test_any_schedule_of_a_product_computes_it(
     a = rng.standard_normal((2, rows, inner)).astype(np.float32)
     b = rng.standard_normal((2, inner, columns)).astype(np.float32)
     want = a.astype(float) @ b.astype(float)
-    for trace in traces(func, 2, seed):
-        got = computed(job_of(func).task.by_trace(trace), [a, b], want.shape)
+    for made in scheduled(func, seed, 1 in (rows, inner, columns)):
+        got = computed(made, [a, b], want.shape)
         assert np.allclose(got, want, rtol=0, atol=1e-5 * math.sqrt(inner) * 4)
 
 
