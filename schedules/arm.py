@@ -98,9 +98,7 @@ def planes_cycles(
     if not (problem.compact or tile.within_rows(problem)):
         vectors = tile.group_rows * -(-tile.columns(problem) // tile.lanes)
         cycles += COPY_CYCLES * groups * problem.row_blocks * problem.block_rows * vectors
-    group_floats = span if problem.compact else span * problem.pitch
-    count = groups // problem.batch
-    return cycles + far_bytes(problem, tile, entries, count, group_floats, target) / FAR_BYTES
+    return cycles + far_bytes(problem, tile, entries, target) / FAR_BYTES
 
 
 def _stored(target: PivotTarget) -> PivotTarget:

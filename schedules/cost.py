@@ -25,8 +25,8 @@ STRADDLING_NEAR, STRADDLING_FAR = 0.9, 1.25
 SEPARATE_LOAD = 1.25
 # How sharply the busier of two units hides the other: the exponent of their norm.
 OVERLAP = 4.0
-# Cycles of one squeezed vector: a load from the strip, the epilogue, a store that may be partial.
-# Loads that straddle what was just stored wait for all older stores, those to the output too.
+# Cycles of one squeezed vector: what picks it from the strip, the epilogue, a store that may be
+# partial; and where it straddles two vectors of the strip.
 SQUEEZE_CYCLES, STRADDLING_SQUEEZE = 4.0, 5.0
 # Bytes per cycle from beyond level 2 (prefetched), and how much of a cache one operand can use.
 FAR_BYTES = 80.0
@@ -58,12 +58,8 @@ def planes_cycles(
 ) -> float:
     """Cycles on one core for a layer with `entries` packed entries."""
     r_, p_ = problem.block_rows, tile.vectors
-    width = tile.width
-    groups, across = tile.groups(problem), tile.across(problem)
+    groups = tile.groups(problem)
     tiles = problem.batch * groups * tile.tiles
-    group_floats = float(tile.tiles * width)
-    if not problem.compact and across == 1:
-        group_floats = tile.group_rows * problem.pitch
     if tile.k_tiles > 1 or tile.panel:
         cycles = tiles * _k_tiled_cycles(problem, tile, entries, target)
     else:
@@ -77,8 +73,7 @@ def planes_cycles(
         whole = tile.panel_pitch == columns and columns % tile.lanes == 0
         squeeze = SQUEEZE_CYCLES if tile.group_rows == 1 or whole else STRADDLING_SQUEEZE
         cycles += squeeze * problem.batch * groups * problem.row_blocks * r_ * pieces
-    far = far_bytes(problem, tile, entries, groups, group_floats, target)
-    return cycles + far / FAR_BYTES
+    return cycles + far_bytes(problem, tile, entries, target) / FAR_BYTES
 
 
 def input_misses(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> float:
@@ -175,11 +170,10 @@ def far_bytes(
     problem: PlanesProblem,
     tile: PlanesTile,
     entries: int,
-    groups: int,
-    group_floats: float,
     target: PivotTarget,
 ) -> float:
     """Bytes from beyond level 2: the weights per group, and the input per row block."""
+    groups, group_floats = tile.groups(problem), tile.group_floats(problem)
     keep = CACHE_SHARE * target.l2_bytes
     weights = 4.0 * entries * (problem.block_rows + 1)
     # Channels this far apart begin in few sets, and what a group reads covers some of them only.

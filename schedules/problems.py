@@ -166,6 +166,12 @@ class PlanesTile:
             return -(-problem.pixels // (self.tiles * self.width))
         return -(-problem.height // self.group_rows) * self.across(problem)
 
+    def group_floats(self, problem: PlanesProblem) -> int:
+        """Floats of a plane that a group's own rows take, gaps between output rows included."""
+        if problem.compact or self.across(problem) > 1:
+            return self.tiles * self.width
+        return self.group_rows * problem.pitch
+
     def columns(self, problem: PlanesProblem) -> int:
         """Output pixels of a group's rows, where rows have gaps."""
         return problem.width if self.across(problem) == 1 else self.panel_pitch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -120,28 +121,21 @@ def _of_planes(
     problem: Mapping[str, Any], entries: int, choice: Choice, target: PivotTarget
 ) -> list[float]:
     """What follows from tile and problem together, which trees find hard to see."""
-    tile = choice.tile
-    if not isinstance(tile, PlanesTile):
+    tile, own = choice.tile, _decoded(PlanesProblem, problem)
+    if own is None or not isinstance(tile, PlanesTile):
         return [math.nan] * 6
-    height = choice.band_rows or int(problem["height"])
-    compact = problem["pitch"] == problem["width"]
-    across = 1
-    if not compact and tile.panel:
-        across = -(-int(problem["width"]) // tile.panel_pitch)
-    span = tile.tiles * tile.width if compact else tile.group_rows
-    groups = -(-(height * int(problem["width"]) if compact else height) // span) * across
-    computed = groups * tile.tiles * tile.width
-    per_block = entries * int(problem["block_rows"]) / choice.block_rows
-    blocks = int(problem["row_blocks"]) * int(problem["block_rows"]) / choice.block_rows
-    inputs = 4.0 * int(problem["columns"]) / int(problem["taps"]) * span / tile.k_tiles
-    inputs *= 1 if compact else tile.panel_pitch if across > 1 else int(problem["pitch"])
+    own = replace(own, height=choice.band_rows or own.height)
+    computed = tile.groups(own) * tile.tiles * tile.width
+    per_block = entries * own.block_rows / choice.block_rows
+    blocks = own.row_blocks * own.block_rows / choice.block_rows
+    inputs = 4.0 * own.channels * tile.group_floats(own) / tile.k_tiles
     return [
-        computed / (height * int(problem["width"])),
+        computed / own.pixels,
         float(choice.block_rows * tile.vectors),
         _log(per_block / max(blocks, 1) / tile.k_tiles),
         _log(inputs / target.l1_bytes),
         _log(inputs / target.l2_bytes),
-        float(tile.panel_pitch % tile.lanes == 0 if tile.panel else compact),
+        float(tile.panel_pitch % tile.lanes == 0 if tile.panel else own.compact),
     ]
 
 
