@@ -73,7 +73,8 @@ def planes_cycles(
         whole = tile.panel_pitch == columns and columns % tile.lanes == 0
         squeeze = SQUEEZE_CYCLES if tile.group_rows == 1 or whole else STRADDLING_SQUEEZE
         cycles += squeeze * problem.batch * groups * problem.row_blocks * r_ * pieces
-    return cycles + far_bytes(problem, tile, entries, target) / FAR_BYTES
+    far = far_bytes(problem, tile, entries, target, _far_sets(problem, tile))
+    return cycles + far / FAR_BYTES
 
 
 def input_misses(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> float:
@@ -161,6 +162,17 @@ def _tile_bytes(problem: PlanesProblem, tile: PlanesTile) -> float:
     return read * -(-channels // tile.k_tiles) / used
 
 
+def _far_sets(problem: PlanesProblem, tile: PlanesTile) -> float:
+    """The share of level 2's sets that hold what a group reads of all planes.
+
+    Planes a power of two apart begin in few sets, and a group's pixels reach some more.
+    """
+    if not problem.compact:
+        return 1.0
+    apart = math.gcd(4 * problem.pixels, FAR_SET_BYTES)
+    return min(1.0, 4.0 * tile.group_floats(problem) / apart)
+
+
 def _overlapped(*units: float) -> float:
     """Cycles of units that work at the same time: the busiest one, and a part of the others."""
     return float(sum(u**OVERLAP for u in units) ** (1.0 / OVERLAP))
@@ -171,18 +183,19 @@ def far_bytes(
     tile: PlanesTile,
     entries: int,
     target: PivotTarget,
+    usable: float = 1.0,
 ) -> float:
-    """Bytes from beyond level 2: the weights per group, and the input per row block."""
+    """Bytes from beyond level 2: the weights per group, and the input per row block.
+
+    Of level 2 the input can use a share, `usable`.
+    """
     groups, group_floats = tile.groups(problem), tile.group_floats(problem)
     keep = CACHE_SHARE * target.l2_bytes
     weights = 4.0 * entries * (problem.block_rows + 1)
-    # Channels this far apart begin in few sets, and what a group reads covers some of them only.
-    apart = math.gcd(4 * problem.pixels, FAR_SET_BYTES) if problem.compact else 1
-    used = min(1.0, 4.0 * group_floats / apart)
     taps = problem.columns * problem.pixels / max(problem.image_floats, 1)
     panel = 4.0 * problem.columns * group_floats / max(taps, 1.0)
     far = problem.batch * groups * weights if weights > keep else weights
-    once = panel <= keep * used or tile.k_tiles > 1 or tile.panel
+    once = panel <= keep * usable or tile.k_tiles > 1 or tile.panel
     rereads = 1 if once else problem.row_blocks
     return far + problem.batch * groups * panel * rereads
 
