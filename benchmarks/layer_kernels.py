@@ -10,9 +10,9 @@ from tvm import relax, tirx
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
 from tvm_pivot.relay_passes.detect import planes_problem
 from tvm_pivot.relay_passes.layers import Layer, Plan
-from tvm_pivot.relay_passes.pack_layer import pack_planes_layer
+from tvm_pivot.relay_passes.pack_layer import pack_planes_layer, tables_of
 from tvm_pivot.schedules import tile_rule
-from tvm_pivot.schedules.block_sparse import planes_kernel
+from tvm_pivot.schedules.block_sparse import BEYOND, planes_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes
 from tvm_pivot.schedules.problems import Epilogue
 from tvm_pivot.targets import PivotTarget
@@ -52,5 +52,5 @@ def kernel_and_arguments(
     dtype = target.precision
     bias = np.zeros(packed.rows.size, dtype)
     out = np.zeros((1, problem.rows, problem.pixels), dtype)
-    tables = (packed.indptr, packed.index, packed.data.astype(dtype), packed.rows, bias, *more)
+    tables = tables_of(packed, more, dtype, BEYOND)(bias)
     return func.with_attr("global_symbol", "main"), [x.reshape(1, -1).astype(dtype), *tables, out]

@@ -80,6 +80,8 @@ def planes_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> PlanesProble
         groups=g.groups,
         lines=len(g.y.phases) * g.x.kernel,
         reach=g.y.halo,
+        planes=len(g.y.phases) * len(g.x.phases),
+        shifts=g.x.halo,
     )
 
 

@@ -11,7 +11,7 @@ from ..layout import BlockShape, IntArray, PackedWeight, SlicedWeight
 from ..pack import pack, pack_sliced
 from ..schedules import cpu_tiles, tile_rule
 from ..schedules.bands import in_bands
-from ..schedules.block_sparse import planes_kernel, rows_kernel
+from ..schedules.block_sparse import BEYOND, planes_kernel, rows_kernel
 from ..schedules.block_sparse_moves import schedule_planes, schedule_rows
 from ..schedules.choices import (
     HOPELESS,
@@ -140,7 +140,7 @@ def layer_kernel(
         kernel = schedule_planes(planes_kernel(problem, tile, dtype), problem, tile)
         return isolate_tasks(kernel) if problem.block_rows == 1 else kernel
 
-    tables = tables_of(packed, more, dtype)
+    tables = tables_of(packed, more, dtype, BEYOND)
     return LayerKernel((problem, tile, dtype), make, problem.output, tables, dtype)
 
 
@@ -168,7 +168,7 @@ def _banded(
 
     output = (g.batch, g.outputs, g.y.output, g.x.output)
     key = (g, problem, bands, tile, dtype)
-    return LayerKernel(key, make, output, tables_of(packed, more, dtype), dtype)
+    return LayerKernel(key, make, output, tables_of(packed, more, dtype, BEYOND), dtype)
 
 
 def _rows(

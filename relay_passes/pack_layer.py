@@ -39,12 +39,23 @@ class LayerKernel:
 
 
 def tables_of(
-    packed: PackedWeight | SlicedWeight, more: tuple[IntArray, ...] = (), dtype: str = "float32"
+    packed: PackedWeight | SlicedWeight,
+    more: tuple[IntArray, ...] = (),
+    dtype: str = "float32",
+    beyond: int = 0,
 ) -> Tables:
-    """The tables of a packed weight, of `dtype`; `more` are those that follow the bias."""
+    """The tables of a packed weight, of `dtype`.
+
+    Args:
+        packed: the weight.
+        more: tables that follow the bias.
+        dtype: of weights and bias.
+        beyond: zeros behind the index.
+    """
+    index = np.pad(packed.index, (0, beyond)) if beyond else packed.index
     return lambda bias: (
         packed.indptr,
-        packed.index,
+        index,
         packed.data.astype(dtype, copy=False),
         packed.rows,
         bias[packed.rows].astype(dtype, copy=False),
@@ -66,11 +77,14 @@ def pack_planes_layer(
         pack(
             matrix,
             BlockShape(plan.block_rows),
+            unroll=tile.unroll(problem),
             slots=plan.slots[group],
             columns=geometry.offsets(group) if places is None else places,
             keep_all=plan.keep_all,
             tiles=tile.k_tiles,
             tile_of=column_tiles(columns, tile.k_tiles, problem.taps),
+            runs=tile.runs,
+            run_of=panel_runs(geometry, tile),
         )
         for group, matrix in enumerate(layer.group_matrices())
     ]
@@ -85,12 +99,20 @@ def panel_tables(
     int32 [channels * lines] and int32 [columns].
     """
     panel = Panel(problem, tile)
-    offset, line, down = geometry.lines()
+    offset, line, down = geometry.lines(shared=tile.slides > 0)
     if problem.compact:  # every column is a line
         offset = geometry.offsets()
         line = np.arange(problem.columns, dtype=np.int32)
         down = np.zeros_like(line)
+    copies = np.arange(panel.copies)
+    offset = (offset[:, None] + copies * geometry.pitch).ravel().astype(np.int32)
+    line, down = line * panel.copies + down % panel.copies, down - down % panel.copies
     tile_of = column_tiles(problem.columns, tile.k_tiles, problem.taps)
     first = np.minimum(tile_of * panel.channels, problem.channels - panel.channels)
     place: IntArray = ((line - first * panel.lines) * panel.height + down).astype(np.int32)
     return offset, place
+
+
+def panel_runs(geometry: ConvGeometry, tile: PlanesTile) -> IntArray | None:
+    """The run of each column, int32 [columns]; None: there is one. The farthest right go first."""
+    return tile.slides - geometry.shifts() if tile.slides else None

@@ -19,6 +19,7 @@ from tvm.s_tir import SBlock, SBlockRealize
 from ..planes import ConvGeometry
 from .analysis import substitute
 from .block_sparse import OUTPUT
+from .masked_stores import is_masked, masked_elsewhere
 from .moves import few_tasks
 from .pack_planes import clear_slack, lay_out, loop
 from .problems import Bands
@@ -100,6 +101,10 @@ def _moved(body: Any, whole: dict[Any, Any], n: Any, first: Any) -> Any:
         buffer = whole.get(node.buffer)
         return node if buffer is None else tirx.BufferStore(buffer, node.value, place(node.indices))
 
+    def masked(node: tvm.ir.Call) -> Any:
+        buffer = whole.get(node.args[0]) if is_masked(node) else None
+        return node if buffer is None else masked_elsewhere(node, buffer, place)
+
     def region(node: TensorRegion) -> Any:
         buffer = whole.get(node.source)
         if buffer is None:
@@ -107,5 +112,6 @@ def _moved(body: Any, whole: dict[Any, Any], n: Any, first: Any) -> Any:
         everything = [tvm.ir.Range(0, extent) for extent in buffer.ty.shape]
         return tirx.BufferRegion(buffer, everything)
 
-    rewrites = [(TensorLoad, load), (tirx.BufferStore, store), (TensorRegion, region)]
+    rewrites = [(TensorLoad, load), (tirx.BufferStore, store)]
+    rewrites += [(TensorRegion, region), (tvm.ir.Call, masked)]
     return tvm_ffi.structural_map(body, rewrites)

@@ -29,7 +29,10 @@ from typing import Any
 from tvm import te, tirx
 
 from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .row_sum import AHEAD
 
+# Indices behind the last one that a kernel may read.
+BEYOND = AHEAD
 OUTPUT = "Y"
 STRIP = "strip"
 Index = Sequence[Any]
@@ -58,14 +61,14 @@ def _tables(
     blocks: int,
     rows: int,
     own_columns: bool = False,
-    k_tiles: int = 1,
+    segments: int = 1,
     window: int = 0,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    nnz = te.var("nnz", "int32")
-    index_shape = (nnz, rows) if own_columns else (nnz,)
+    nnz, indices = te.var("nnz", "int32"), te.var("indices", "int32")
+    index_shape = (nnz, rows) if own_columns else (indices,)
     tables = {
-        "indptr": te.placeholder((k_tiles * blocks + 1,), "int32", name="indptr"),
+        "indptr": te.placeholder((segments * blocks + 1,), "int32", name="indptr"),
         "index": te.placeholder(index_shape, "uint8" if window else "int32", name="index"),
         "weight": te.placeholder((nnz, rows), dtype, name="weight"),
         "rows": te.placeholder((blocks * rows,), "int32", name="rows"),
@@ -121,15 +124,17 @@ def planes_kernel(problem: PlanesProblem, tile: PlanesTile, dtype: str = "float3
     """The planes kernel; `dtype` is that of activations, weights and sums.
 
     Arguments: X [batch, image_floats], indptr, index, weight, rows, bias (see `PackedWeight`;
-    index holds offsets; bias is in slot order), residual (if fused) and Y, both
-    [batch, rows, pixels] or, where output rows have gaps, [batch, rows, height, width]. With a
-    panel, lines int32 [channels * lines] follows the bias: offsets; index then holds rows of the
-    panel, which begins with channel `first_channel` of the tile.
+    index holds offsets, and behind them `BEYOND` that are loaded but not used; bias is in slot
+    order), residual (if fused) and Y, both [batch, rows, pixels] or, where output rows have gaps,
+    [batch, rows, height, width]. With a panel, lines int32 [channels * lines] follows the bias:
+    offsets; index then holds rows of the panel, which begins with channel `first_channel` of the
+    tile.
     """
     r_, w_ = problem.block_rows, tile.width
-    tables = _tables(problem.row_blocks, r_, k_tiles=tile.k_tiles, dtype=dtype)
+    tables = _tables(problem.row_blocks, r_, segments=tile.k_tiles * tile.runs, dtype=dtype)
     x = te.placeholder((problem.batch, problem.image_floats), dtype, name="X")
-    p = te.reduce_axis((0, problem.columns), name="p")
+    most = problem.columns + tile.runs * (tile.unroll(problem) - 1)
+    p = te.reduce_axis((0, most), name="p")
     walk = _Walk(problem, tile)
     panel = None
     copied = Panel(problem, tile)
@@ -139,13 +144,14 @@ def planes_kernel(problem: PlanesProblem, tile: PlanesTile, dtype: str = "float3
         panel = _panel(walk, copied, x, tables["lines"])
 
     def product(n: Any, g: Any, h: Any, s: Any, b: Any, t: Any, r: Any, q: Any) -> Any:
-        entry = tables["indptr"][walk.segment(h, s, b)] + p
+        entry = tables["indptr"][walk.segment(h, s, b)] * tile.unroll(problem) + p
         at = tables["index"][entry]
         if panel is None:
             value = x[n, at + walk.start(g) * walk.scale + walk.column(t) + q]
         else:
-            # The remainder bounds what a task reads, for the schedule; `finish` drops it.
-            first = at % (copied.rows - copied.height + copied.reach + 1)
+            # The remainder bounds what a task reads, for the schedule; `finish` drops it. A
+            # remainder of division by one would be dropped at once, and the index with it.
+            first = at % max(2, copied.rows - copied.height + copied.reach + 1)
             down, right = _split(t * w_ + q, tile.panel_pitch, tile.tiles * w_)
             value = panel[n, g, h, s, first + down, right]
         return te.sum(tables["weight"][entry, r] * value, axis=p)
@@ -253,7 +259,7 @@ class _Walk:
         across = self.tile.across(self.problem)
         if across == 1:
             return tirx.const(0, "int32")
-        return _stretch(g % across, self.tile.panel_pitch, self.problem.width)
+        return _stretch(g % across, self.tile.columns(self.problem), self.problem.width)
 
     def column(self, t: Any) -> Any:
         """Where register tile t begins, from the beginning of its group."""
@@ -267,8 +273,8 @@ class _Walk:
         return _stretch(h, self.per_stretch, total, count) + b
 
     def segment(self, h: Any, s: Any, b: Any) -> Any:
-        """The place in `indptr` of that row block in K tile s."""
-        return s * self.problem.row_blocks + self.block(h, b)
+        """The place in `indptr` of the first run of that row block in K tile s."""
+        return (s * self.problem.row_blocks + self.block(h, b)) * self.tile.runs
 
     def named_segment(self, axes: Mapping[str, Any]) -> Any:
         """The same, for axes by name."""
@@ -286,12 +292,12 @@ def _squeezed(
         name=STRIP,
     )
     columns = tile.columns(problem)
-    lanes = min(tile.lanes, 1 << (columns.bit_length() - 1))
+    lanes = tile.lanes if tile.masked else min(tile.lanes, 1 << (columns.bit_length() - 1))
     pieces = -(-columns // lanes)
     pitch = tile.panel_pitch or problem.pitch
 
     def column(index: Index) -> Any:
-        return _stretch(index[7], lanes, columns) + index[8]
+        return (0 if pieces == 1 else _stretch(index[7], lanes, columns)) + index[8]
 
     def slot(index: Index) -> Any:
         return walk.block(index[2], index[4]) * r_ + index[5]

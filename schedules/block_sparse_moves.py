@@ -11,13 +11,16 @@ from tvm import tirx
 from tvm.ir import TensorLoad, TensorRegion
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 
+from .analysis import substitute
 from .block_sparse import OUTPUT, STRIP, Kernel
 from .carried_sums import K_TILES, carry_sums
-from .held_operands import hold_operands
+from .held_operands import hold_operands, sum_row
 from .lookup import look_up
-from .moves import few_tasks
+from .masked_stores import mask_stores
+from .moves import few_tasks, renamed
 from .prefetch import prefetch_weights
 from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .sliding_sums import slide_sums
 from .store_once import store_once
 
 RAGGED = "pivot.ragged"
@@ -45,11 +48,11 @@ def _accumulate(sch: Schedule, at: Any, lanes: int, order: str, scope: str = "lo
     sch.decompose_reduction(acc, by_name["p"])
 
 
-def _scope(tile: PlanesTile) -> str:
-    """Where the accumulators are: what assembly changes must be on the stack for LLVM to hold it in
-    registers, and TVM puts small buffers there if they are global.
+def _scope(problem: PlanesProblem, tile: PlanesTile) -> str:
+    """Where the accumulators are: what a function changes must be on the stack for LLVM to hold it
+    in registers, and TVM puts small buffers there if they are global.
     """
-    return "global" if tile.in_assembly else "local"
+    return "global" if tile.in_assembly or problem.block_rows == 1 else "local"
 
 
 def _outer(sch: Schedule, loops: list[Any], parallel: bool) -> Any:
@@ -88,14 +91,20 @@ def _copy_panel(sch: Schedule, loops: list[Any], problem: PlanesProblem, tile: P
 
 
 def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) -> tirx.PrimFunc:
-    """R x P accumulators of `lanes` floats stay in registers; the epilogue follows at once."""
+    """R x P accumulators of `lanes` floats stay in registers; the epilogue follows at once.
+
+    Raises:
+        ValueError: the tile's sums slide, and are to be multiplied by lanes of loaded weights.
+    """
+    if tile.slides and tile.weight_lanes:
+        raise ValueError("sums that slide are not multiplied by lanes of weights")
     sch = Schedule(kernel.func)
     loops = sch.get_loops(sch.get_sblock(OUTPUT))
     if problem.compact or tile.within_rows(problem):
         *walked, t, r, q = loops
         vectors, vector = sch.split(q, [None, tile.lanes])
         _row_blocks(sch, walked, tile)
-        _accumulate(sch, t, tile.lanes, "prq", _scope(tile))
+        _accumulate(sch, t, tile.lanes, "prq", _scope(problem, tile))
         _copy_panel(sch, walked, problem, tile)
         for loop in (r, vectors):
             sch.unroll(loop)
@@ -107,14 +116,15 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
         row, q = sch.get_loops(strip)[-2:]
         t, vectors, lane = sch.split(q, [tile.tiles, tile.vectors, tile.lanes])
         sch.reorder(t, row, vectors, lane)
-        _accumulate(sch, t, tile.lanes, "prq", _scope(tile))
+        _accumulate(sch, t, tile.lanes, "prq", _scope(problem, tile))
         _copy_panel(sch, walked, problem, tile)
         for loop in (row, vectors):
             sch.unroll(loop)
         sch.vectorize(lane)
     sch.vectorize(vector)
     func = _prefetching(sch.mod["main"], tile.ahead) if tile.ahead else sch.mod["main"]
-    return store_once(finish(func, kernel, tile), kernel, problem, tile)
+    done = store_once(finish(func, kernel, problem, tile), kernel, problem, tile)
+    return mask_stores(done, OUTPUT, tile.columns(problem)) if tile.masked else done
 
 
 def schedule_rows(kernel: Kernel, problem: RowsProblem, tile: RowsTile) -> tirx.PrimFunc:
@@ -142,7 +152,12 @@ def _prefetching(func: tirx.PrimFunc, ahead: int, unroll: int = 1) -> tirx.PrimF
     return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
 
 
-def finish(func: tirx.PrimFunc, kernel: Kernel, tile: PlanesTile | None = None) -> tirx.PrimFunc:
+def finish(
+    func: tirx.PrimFunc,
+    kernel: Kernel,
+    problem: PlanesProblem | None = None,
+    tile: PlanesTile | None = None,
+) -> tirx.PrimFunc:
     """Tighten ragged loops to their data-dependent extents, carry sums from K tile to K tile, put
     the output in place, and let each parallel task run a stretch of row blocks.
 
@@ -151,9 +166,9 @@ def finish(func: tirx.PrimFunc, kernel: Kernel, tile: PlanesTile | None = None) 
     params = {param.name: param for param in func.params}
     old = params[OUTPUT]
     new = tirx.decl_buffer(kernel.shape, old.ty.dtype, name=OUTPUT)
-    body = tvm_ffi.structural_map(func.body, (tirx.For, _tightener(params, kernel, tile)))
+    body = tvm_ffi.structural_map(func.body, (tirx.FloorMod, _unbounded(params["index"])))
+    body = tvm_ffi.structural_map(body, (tirx.For, _tightener(params, kernel, problem, tile)))
     body = tvm_ffi.structural_map(body, (SBlockRealize, _whole_strip))
-    body = tvm_ffi.structural_map(body, (tirx.FloorMod, _unbounded(params["index"])))
     if tile is not None and tile.in_assembly:
         body = tvm_ffi.structural_map(body, (SBlockRealize, _biased(params["bias"], kernel)))
     body = carry_sums(body, kernel.walked)
@@ -218,7 +233,12 @@ def _biased(bias: Any, kernel: Kernel) -> Any:
     return start
 
 
-def _tightener(params: Mapping[str, Any], kernel: Kernel, tile: PlanesTile | None) -> Any:
+def _tightener(
+    params: Mapping[str, Any],
+    kernel: Kernel,
+    problem: PlanesProblem | None,
+    tile: PlanesTile | None,
+) -> Any:
     indptr = params["indptr"]
 
     def tighten(loop: tirx.For) -> tirx.For:
@@ -228,9 +248,27 @@ def _tightener(params: Mapping[str, Any], kernel: Kernel, tile: PlanesTile | Non
         tvm_ffi.structural_walk(loop.body, (SBlockRealize, blocks.append))
         names = [iv.var.name for iv in blocks[0].block.iter_vars]
         at = kernel.segment(dict(zip(names, blocks[0].iter_values, strict=True)))
-        extent = tirx.BufferLoad(indptr, [at + 1]) - tirx.BufferLoad(indptr, [at])
-        if tile is not None and tile.weight_lanes:
-            return hold_operands(loop, extent, tile.weight_lanes, tile.entries)
-        return tirx.For(loop.loop_var, loop.min, extent, loop.kind, loop.body)
+        zero, steps = tirx.const(0, "int32"), _between(indptr, at, at + 1)
+        if problem is None or tile is None:
+            return tirx.For(loop.loop_var, loop.min, steps, loop.kind, loop.body)
+        if tile.weight_lanes:
+            return hold_operands(loop, steps, tile.weight_lanes, tile.entries)
+        unroll = tile.unroll(problem)
+
+        def run(i: int) -> tirx.Stmt:
+            begin = _between(indptr, at, at + i) * unroll if i else zero
+            count = _between(indptr, at + i, at + i + 1) * unroll
+            if problem.block_rows == 1:
+                return sum_row(loop, begin, count)
+            p = tirx.Var("p", "int32")
+            body = substitute(loop.body, {loop.loop_var: begin + p})
+            return tirx.For(p, zero, count, loop.kind, renamed(body))
+
+        return slide_sums(loop, run, tile.slides, tile.k_tiles > 1)
 
     return tighten
+
+
+def _between(indptr: Any, first: Any, end: Any) -> Any:
+    """Steps of the ragged sum from one place in `indptr` to another."""
+    return tirx.BufferLoad(indptr, [end]) - tirx.BufferLoad(indptr, [first])

@@ -9,6 +9,8 @@ which the accumulators rest between two tiles:
     others:        acc = buffer     ragged sum    buffer = acc
     last tile:     acc = buffer     ragged sum    Y = epilogue(acc)
 
+Sums that slide (see `sliding_sums`) begin at zero, and what rests is added in their last run.
+
 So no condition is left inside, the epilogue is applied once, and tasks that write the same
 output (the last group may overlap its neighbour) still write the same values.
 """
@@ -25,6 +27,7 @@ from tvm.s_tir import SBlock, SBlockRealize
 from .analysis import substitute, walk
 from .block_sparse import OUTPUT
 from .moves import renamed
+from .sliding_sums import RESUMED
 
 K_TILES = "pivot.k_tiles"
 
@@ -81,8 +84,14 @@ def _like(buffer: Any) -> Any:
 def _tile(body: Any, acc: Any, sums: Any, walked: int, carried: bool, last: bool) -> Any:
     """One K tile: the accumulators start at what is `carried`, and are put away if not `last`."""
 
+    slides = any(node.name_hint == RESUMED for node in walk(body, SBlock))
+
     def start(node: tirx.BufferStore) -> tirx.BufferStore:
         return tirx.BufferStore(acc, tirx.BufferLoad(sums, node.indices[walked:]), node.indices)
+
+    def add(node: tirx.BufferStore) -> tirx.BufferStore:
+        total = node.value + tirx.BufferLoad(sums, node.indices[walked:])
+        return tirx.BufferStore(acc, total, node.indices)
 
     def put_away(node: tirx.BufferStore) -> tirx.BufferStore:
         values = [load for load in walk(node.value, TensorLoad) if load.source.same_as(acc)]
@@ -90,7 +99,10 @@ def _tile(body: Any, acc: Any, sums: Any, walked: int, carried: bool, last: bool
 
     def block(node: SBlockRealize) -> Any:
         name = node.block.name_hint
-        if name == "acc_init" and carried:
+        if name == RESUMED:
+            resumed = tvm_ffi.structural_map(node, (tirx.BufferStore, add))
+            return resumed if carried else tirx.Evaluate(0)
+        if name == "acc_init" and carried and not slides:
             return tvm_ffi.structural_map(node, (tirx.BufferStore, start))
         if name not in (OUTPUT, "strip") or last:
             return node

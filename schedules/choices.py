@@ -140,8 +140,9 @@ def planes_choices(
 def planes_space(problem: PlanesProblem, target: PivotTarget) -> Iterator[PlanesTile]:
     """The tiles of a layer, or a band of it, each once: what the rule considers, and more."""
     seen = set[PlanesTile]()
+    slides = target.family != "arm"  # there sums are held otherwise
     for reach in (cpu_tiles.RULE, WIDE):
-        for tile in cpu_tiles.planes_tiles(problem, target, reach):
+        for tile in cpu_tiles.planes_tiles(problem, target, replace(reach, slides=slides)):
             if tile in seen:
                 continue
             seen.add(tile)
@@ -180,9 +181,9 @@ def depthwise_choices(
 # What decides most comes first: where a combination is not possible, the later ones give way.
 ORDER = (
     "form", "keep_all", "own_columns", "window", "block_rows", "band_rows", "vectors",
-    "panel_pitch", "lanes", "group_rows", "tiles", "k_tiles", "stretches", "loader", "cluster",
-    "pixels", "vector", "warp_pixels", "blocks", "warp_rows", "warp_columns", "slab", "slots",
-    "splits", "warps", "unroll", "ahead",
+    "panel_pitch", "slides", "lanes", "group_rows", "tiles", "k_tiles", "stretches", "loader",
+    "cluster", "pixels", "vector", "warp_pixels", "blocks", "warp_rows", "warp_columns", "slab",
+    "slots", "splits", "warps", "unroll", "ahead",
 )  # fmt: skip
 
 

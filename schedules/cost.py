@@ -19,7 +19,7 @@ STORE_CYCLES = 1.1
 LOOP_CYCLES = 4.0
 # A weight that is broadcast to a vector, and one that the only multiply-add which it serves
 # broadcasts by itself; a vector of the input that is not aligned, from level 1 and as a factor from
-# level 2; a load that is an instruction of its own (with one row per block it is not).
+# level 2; a load that is an instruction of its own.
 BROADCAST_CYCLES, FOLDED_BROADCAST = 0.34, 0.5
 STRADDLING_NEAR, STRADDLING_FAR = 0.9, 1.25
 SEPARATE_LOAD = 1.25
@@ -28,6 +28,17 @@ OVERLAP = 4.0
 # Cycles of one squeezed vector: what picks it from the strip, the epilogue, a store that may be
 # partial; and where it straddles two vectors of the strip.
 SQUEEZE_CYCLES, STRADDLING_SQUEEZE = 4.0, 5.0
+# One row per block, fitted to kernels of their own (see `row_sum`): cycles of a vector load from
+# level 1, aligned and not, and of one that misses; what an entry takes beside, and the latency that
+# shows; a run of entries, with a jump that was not foreseen, and each further run of the same sums,
+# with their slide by a column; a vector that is stored at the end, and one that rests.
+ROW_ALIGNED, ROW_STRADDLING, ROW_MISSING = 0.6, 1.2, 1.43
+ROW_FREE_SHARE, ROW_MISSES_PER_SHARE = 0.2, 0.25
+ROW_ENTRY, ROW_LATENCY = 0.74, 1.4
+ROW_VISIT, ROW_RUN, SLIDE_CYCLES = 17.0, 3.9, 0.5
+ROW_STORE, ROW_REST = 1.25, 1.48
+# A part of a vector, stored under a mask.
+MASKED_CYCLES = 2.0
 # Bytes per cycle from beyond level 2 (prefetched), and how much of a cache one operand can use.
 FAR_BYTES = 80.0
 CACHE_SHARE = 0.7
@@ -60,13 +71,17 @@ def planes_cycles(
     r_, p_ = problem.block_rows, tile.vectors
     groups = tile.groups(problem)
     tiles = problem.batch * groups * tile.tiles
-    if tile.k_tiles > 1 or tile.panel:
+    if r_ == 1:
+        cycles = tiles * _one_row_cycles(problem, tile, entries, target)
+    elif tile.k_tiles > 1 or tile.panel:
         cycles = tiles * _k_tiled_cycles(problem, tile, entries, target)
     else:
         step = _step_cycles(problem, tile, target)
         per_tile = LOOP_CYCLES + STORE_CYCLES * r_ * p_
         cycles = tiles * (entries * step + problem.row_blocks * per_tile)
-    if not (problem.compact or tile.within_rows(problem)):
+    if tile.masked:
+        cycles += MASKED_CYCLES * problem.batch * groups * problem.row_blocks * r_ * tile.group_rows
+    elif not (problem.compact or tile.within_rows(problem)):
         lanes = min(tile.lanes, 1 << (problem.width.bit_length() - 1))
         columns = tile.columns(problem)
         pieces = -(-columns // lanes) * tile.group_rows
@@ -94,17 +109,14 @@ def _step_cycles(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) 
         straddling = _straddling(tile)
         near += max(0.0, STRADDLING_NEAR - near) * straddling
         far *= 1.0 + (STRADDLING_FAR - 1.0) * straddling
-    load = near * (1.0 - misses) + far * misses
-    if r_ > 1:
-        load *= SEPARATE_LOAD
+    load = SEPARATE_LOAD * (near * (1.0 - misses) + far * misses)
     fma = r_ * p_ / target.fma_per_cycle
     return _overlapped(fma, p_ * load + _broadcasts(r_, p_), target.fma_latency)
 
 
 def _broadcasts(rows: int, vectors: int) -> float:
     """Cycles of the weights' loads in one entry."""
-    folded = vectors == 1 and rows > 1
-    return rows * (FOLDED_BROADCAST if folded else BROADCAST_CYCLES)
+    return rows * (FOLDED_BROADCAST if vectors == 1 else BROADCAST_CYCLES)
 
 
 def _k_tiled_cycles(
@@ -115,28 +127,48 @@ def _k_tiled_cycles(
     share = _tile_bytes(problem, tile) / target.l1_bytes
     misses = min(1.0, max(0.0, (share - FREE_SHARE) * MISSES_PER_SHARE))
     straddling = 1.0 - _aligned(problem, tile)
-    if r_ > 1:  # with one row, shorter vectors were not measured to straddle at less cost
-        straddling *= _straddling(tile)
+    straddling *= _straddling(tile)
     near = ALIGNED_LOAD + (STRADDLING_LOAD - ALIGNED_LOAD) * straddling
-    load = near * (1.0 - misses) + MISSING_LOAD * misses
-    if r_ > 1:
-        load *= SEPARATE_LOAD
+    load = SEPARATE_LOAD * (near * (1.0 - misses) + MISSING_LOAD * misses)
     latency = LATENCY_SHOWN * target.fma_latency
     step = _overlapped(r_ * p_ / target.fma_per_cycle, p_ * load + _broadcasts(r_, p_), latency)
     rest = STORE_CYCLES + REST_CYCLES * (s_ - 1)
-    copies = 0.0
-    if tile.panel:
-        panel = Panel(problem, tile)
-        rows = problem.channels * panel.lines * panel.height / tile.tiles
-        copies = COPY_CYCLES * rows * -(-tile.panel_pitch // tile.lanes) * tile.stretches
-    return entries * step + problem.row_blocks * (s_ * VISIT_CYCLES + rest * r_ * p_) + copies
+    visit = VISIT_CYCLES + tile.slides * (ROW_RUN + SLIDE_CYCLES * r_ * p_)
+    visits = problem.row_blocks * (s_ * visit + rest * r_ * p_)
+    return entries * step + visits + _panel_cycles(problem, tile)
+
+
+def _one_row_cycles(
+    problem: PlanesProblem, tile: PlanesTile, entries: int, target: PivotTarget
+) -> float:
+    """Cycles of a register tile with one row per block."""
+    p_, s_ = tile.vectors, tile.k_tiles
+    share = _tile_bytes(problem, tile) / target.l1_bytes
+    misses = min(1.0, max(0.0, (share - ROW_FREE_SHARE) * ROW_MISSES_PER_SHARE))
+    aligned = _aligned(problem, tile)
+    near = ROW_ALIGNED * aligned + ROW_STRADDLING * (1.0 - aligned)
+    load = near * (1.0 - misses) + ROW_MISSING * misses
+    step = _overlapped(p_ / target.fma_per_cycle, p_ * load + ROW_ENTRY, ROW_LATENCY)
+    visit = ROW_VISIT + tile.slides * (ROW_RUN + SLIDE_CYCLES * p_)
+    rest = ROW_STORE + ROW_REST * (s_ - 1)
+    visits = problem.row_blocks * (s_ * visit + rest * p_)
+    return entries * step + visits + _panel_cycles(problem, tile)
+
+
+def _panel_cycles(problem: PlanesProblem, tile: PlanesTile) -> float:
+    """Cycles of a group's copies to panels, shared by its register tiles."""
+    if not tile.panel:
+        return 0.0
+    panel = Panel(problem, tile)
+    rows = problem.channels * panel.lines * panel.height / tile.tiles
+    return COPY_CYCLES * rows * -(-tile.panel_pitch // tile.lanes) * tile.stretches
 
 
 def _aligned(problem: PlanesProblem, tile: PlanesTile) -> float:
     """The share of vector loads that touch one cache line only."""
     if not tile.panel:
         return float(problem.compact and problem.pixels % tile.lanes == 0)
-    return 1.0 if tile.panel_pitch % tile.lanes == 0 else 0.5
+    return 1.0 if tile.panel_pitch % tile.lanes == 0 or tile.slides else 0.5
 
 
 def _straddling(tile: PlanesTile) -> float:

@@ -12,13 +12,23 @@ from functools import lru_cache
 from ..planes import SLACK
 from ..targets import PivotTarget
 from .cost import PACK_CYCLES, rows_cycles
-from .problems import Bands, Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .problems import (
+    MASKED_LANES,
+    Bands,
+    Panel,
+    PlanesProblem,
+    PlanesTile,
+    RowsProblem,
+    RowsTile,
+)
 
 Cycles = Callable[[PlanesProblem, PlanesTile, int, PivotTarget], float]
 
 # Waking the other cores costs about as much as this much work on one.
 PARALLEL_CYCLES = 60_000.0
 MOST_VECTORS = 8
+# With one row per block, where an entry's index and weight cost as much as two vectors.
+MOST_VECTORS_OF_A_ROW = 14
 # Accumulators of a row block's strip stay in level 1 until they are squeezed.
 STRIP_BYTES = 16 << 10
 # Higher blocks read a panel of all columns, where whole register tiles cover its rows exactly.
@@ -51,6 +61,8 @@ class Reach:
             not fit level 1 together.
         l1_shares: what the inputs of a column tile may take of level 1.
         narrow_panels: panels whose rows are shorter than the output's.
+        slides: panels whose lines are shared by the taps of a row.
+        row_vectors: vectors P with one row per block.
     """
 
     k_tiled_rows: int
@@ -58,15 +70,17 @@ class Reach:
     panel_tiles: int
     l1_shares: tuple[float, ...]
     narrow_panels: bool = True
+    slides: bool = True
+    row_vectors: int = MOST_VECTORS_OF_A_ROW
 
 
 RULE = Reach(4, 4, 2, (0.35, 0.5, 0.7, 1.0, 1.4))
 
 
-def _vectors(block_rows: int, target: PivotTarget) -> int:
+def _vectors(block_rows: int, target: PivotTarget, reach: Reach) -> int:
     """How many vectors P fit the registers with their R x P accumulators and a weight."""
     if block_rows == 1:
-        return min(MOST_VECTORS, target.registers - 2)
+        return min(reach.row_vectors, target.registers - 2)
     fit = (target.registers - 1) // (block_rows + 1)
     return max(1, min(MOST_VECTORS, fit))
 
@@ -75,21 +89,25 @@ def planes_tiles(
     problem: PlanesProblem, target: PivotTarget, reach: Reach = RULE
 ) -> Iterator[PlanesTile]:
     """All tiles within reach, by default those that the rule considers; for one core."""
-    for tile in _register_tiles(problem, target):
+    for tile in _register_tiles(problem, target, reach):
         yield tile
         yield from _k_tiled(problem, tile, target, reach)
     if not problem.compact:
         for tile in _panel_tiles(problem, target, reach):
             yield from _with_panel(problem, tile, target, reach)
+        for tile in _sliding_tiles(problem, target, reach):
+            yield from _with_panel(problem, tile, target, reach)
 
 
-def _register_tiles(problem: PlanesProblem, target: PivotTarget) -> Iterator[PlanesTile]:
+def _register_tiles(
+    problem: PlanesProblem, target: PivotTarget, reach: Reach
+) -> Iterator[PlanesTile]:
     """Tiles over pixels and rows; every row block walks all its columns at once."""
     lanes = target.lanes
     narrowest = problem.pixels if problem.compact else target.lanes
     while lanes > max(narrowest, 1):
         lanes //= 2
-    for vectors in range(1, _vectors(problem.block_rows, target) + 1):
+    for vectors in range(1, _vectors(problem.block_rows, target, reach) + 1):
         width = lanes * vectors
         if problem.compact:
             most = problem.pixels // width
@@ -110,7 +128,7 @@ def _panel_tiles(problem: PlanesProblem, target: PivotTarget, reach: Reach) -> I
     if reach.narrow_panels:
         pitches |= {unit for unit in (target.lanes, 2 * target.lanes) if unit <= problem.width}
     for pitch in sorted(pitches):
-        for vectors in range(1, _vectors(problem.block_rows, target) + 1):
+        for vectors in range(1, _vectors(problem.block_rows, target, reach) + 1):
             width = target.lanes * vectors
             for rows in range(1, problem.height + 1):
                 columns = min(problem.width, pitch)
@@ -128,6 +146,36 @@ def _panel_tiles(problem: PlanesProblem, target: PivotTarget, reach: Reach) -> I
                 beyond = -(-tiles * width // pitch) - rows
                 if beyond * problem.pitch + pitch - columns <= SLACK:
                     yield PlanesTile(target.lanes, vectors, tiles, rows, False, panel_pitch=pitch)
+
+
+def _sliding_tiles(
+    problem: PlanesProblem, target: PivotTarget, reach: Reach
+) -> Iterator[PlanesTile]:
+    """Register tiles of whole rows of a panel whose lines the taps of a row share."""
+    shifts, width = problem.shifts, problem.width
+    if not reach.slides or shifts == 0 or problem.block_rows > reach.k_tiled_rows:
+        return
+    lanes = target.lanes
+    whole = -(-(width + shifts) // lanes) * lanes
+    short = (lanes,) if lanes == MASKED_LANES else (lanes, 2 * lanes)
+    pitches = {pitch for pitch in short if shifts < pitch <= width + shifts} | {whole}
+    if lanes % problem.pitch == 0:
+        pitches.add(problem.pitch)
+    for pitch in sorted(pitches):
+        for vectors in range(1, _vectors(problem.block_rows, target, reach) + 1):
+            rows, left = divmod(lanes * vectors, pitch)
+            for tiles in range(1, reach.panel_tiles + 1):
+                tile = PlanesTile(
+                    lanes, vectors, tiles, min(tiles * rows, problem.height), False,
+                    panel_pitch=pitch, slides=shifts,
+                )  # fmt: skip
+                narrow = tile.across(problem) > 1
+                if left or rows == 0 or (narrow and tile.group_rows < tiles * rows):
+                    continue
+                beyond = tiles * rows - tile.group_rows + Panel(problem, tile).copies - 1
+                spare = tiles * rows - tile.group_rows
+                if spare < rows and beyond * problem.pitch + pitch <= SLACK:
+                    yield tile
 
 
 def _k_tiled(
@@ -242,7 +290,12 @@ def choose_bands(
         return None
     per_row = 4 * (problem.image_floats - SLACK) // (problem.height + problem.reach)
     most = min(problem.height, int(room - 4 * SLACK) // per_row - problem.reach)
-    if most < max(1, LEAST_BAND * problem.reach):
+    least = max(1, LEAST_BAND * problem.reach)
+    heights = list(range(-(-most // 2), most + 1)) if most >= least else []
+    if reach.slides and problem.shifts and problem.block_rows == 1:
+        # Panels read their planes once, so that these may leave level 2 for higher register tiles.
+        heights += [reach.row_vectors] * (max(most, least) < reach.row_vectors <= problem.height)
+    if not heights:
         return None
     one = replace(target, cores=1)
 
@@ -250,7 +303,7 @@ def choose_bands(
         kernel = choose_planes(problem.band(rows), entries, one, predict, reach)[1]
         return bands_cycles(problem, rows, kernel, target)
 
-    best = min(range(-(-most // 2), most + 1), key=cycles)
+    best = min(heights, key=cycles)
     return share_bands(best, cycles(best), target)
 
 

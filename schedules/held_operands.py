@@ -24,6 +24,7 @@ from tvm.s_tir import SBlock, SBlockRealize
 
 from .analysis import substitute, walk
 from .neon_sum import NeonSum
+from .row_sum import RowSum
 
 # Products that are added up in float16 before they are added to a sum in float32.
 STRETCH = 128
@@ -103,7 +104,9 @@ def hold_operands(loop: tirx.For, count: Any, weight_lanes: int, entries: int) -
     """
     step = _Sum.of(loop)
     if entries > 1:
-        return _in_assembly(step, count, entries)
+        rows, vectors = int(step.rows.extent), int(step.vectors.extent)
+        zero = tirx.const(0, "int32")
+        return _called(step, lambda stride: NeonSum(rows, vectors, entries, stride), zero, count)
 
     def some(first: Any, length: Any) -> tirx.For:
         p = tirx.Var("p", "int32")
@@ -159,11 +162,30 @@ def _in_stretches(step: _Sum, count: Any, some: Callable[[Any, Any], tirx.For]) 
     return tirx.IfThenElse(count <= STRETCH, some(zero, count), long)
 
 
-def _in_assembly(step: _Sum, count: Any, entries: int) -> tirx.Stmt:
-    """The loop as a call of a function that is inlined."""
+def sum_row(loop: tirx.For, begin: Any, count: Any) -> tirx.Stmt:
+    """`count` iterations from `begin` of a planes kernel's ragged loop with one row per block.
+
+    They are whole steps of the kernel (see `PlanesTile.unroll`).
+    """
+    step = _Sum.of(loop)
+    vectors, lanes = int(step.vectors.extent), step.lanes
+    return _called(step, lambda stride: RowSum(vectors, lanes, stride), begin, count)
+
+
+def _called(
+    step: _Sum, function: Callable[[int], NeonSum | RowSum], begin: Any, count: Any
+) -> tirx.Stmt:
+    """The loop as a call of a function that is inlined.
+
+    Args:
+        step: one step of it.
+        function: from the floats between two values of the index.
+        begin: the first iteration.
+        count: how many there are.
+    """
     weight, data = step.store.value.b.a, step.store.value.b.b
     zero = tirx.const(0, "int32")
-    at = step.indices(data.indices, zero, 0, 0)
+    at = step.indices(data.indices, begin, 0, 0)
     ((axis, entry),) = (
         (i, load)
         for i, index in enumerate(at)
@@ -176,11 +198,10 @@ def _in_assembly(step: _Sum, count: Any, entries: int) -> tirx.Stmt:
 
     at[axis] = tvm_ffi.structural_map(at[axis], (TensorLoad, first))
     stride = math.prod(int(extent) for extent in data.source.ty.shape[axis + 1 :])
-    vectors = int(step.vectors.extent)
-    made = NeonSum(int(step.rows.extent), vectors, entries, stride)
+    made = function(stride)
     places = (
-        (step.store.buffer, step.indices(step.store.indices, zero, 0, 0)),
-        (weight.source, step.indices(weight.indices, zero, 0, 0)),
+        (step.store.buffer, step.indices(step.store.indices, begin, 0, 0)),
+        (weight.source, step.indices(weight.indices, begin, 0, 0)),
         (entry.source, entry.indices),
         (data.source, at),
     )

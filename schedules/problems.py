@@ -4,12 +4,17 @@ space. Equal records share one compiled kernel.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import te, tirx
 
 from ..planes import SLACK
+from .row_sum import chains_of
+
+# Floats of a vector that a machine stores under a mask as fast as whole: with AVX-512, not before.
+MASKED_LANES = 16
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class PlanesProblem:
         groups: channel groups; every row block reads the channels of one.
         lines: places in a channel, as far apart as that is not by whole rows, that its taps read.
         reach: rows below its own that the lowest tap reads.
+        planes: planes of a channel.
+        shifts: columns right of its own that the farthest tap reads.
     """
 
     batch: int
@@ -70,6 +77,8 @@ class PlanesProblem:
     groups: int = 1
     lines: int = 1
     reach: int = 0
+    planes: int = 1
+    shifts: int = 0
 
     @property
     def channels(self) -> int:
@@ -125,6 +134,9 @@ class PlanesTile:
             more than one, in assembly for 64-bit ARM.
         ahead: prefetch the weights of so many entries further on, without `weight_lanes`; 0: not
             at all.
+        slides: with a panel, the layer's `shifts`: the taps of a row share a line, and the sums
+            slide by a column between the runs of taps that are so far apart (see `sliding_sums`).
+            0: every tap reads a line of its own, so that all of them read aligned vectors, too.
     """
 
     lanes: int
@@ -138,6 +150,7 @@ class PlanesTile:
     weight_lanes: int = 0
     entries: int = 1
     ahead: int = 0
+    slides: int = 0
 
     @property
     def width(self) -> int:
@@ -150,15 +163,24 @@ class PlanesTile:
         """
         if problem.compact or self.group_rows > 1 or self.width > problem.width:
             return False
-        if self.across(problem) > 1:
+        if self.across(problem) > 1 or self.slides:
             return False
         return not self.panel or problem.width % self.width == 0
 
     def across(self, problem: PlanesProblem) -> int:
-        """Groups side by side that cover the output's rows; more than 1 only with a panel."""
-        if problem.compact or not self.panel:
+        """Groups side by side that cover the output's rows; more than 1 only with a panel.
+
+        In a panel as wide as the planes, sums slide from row to row: what a row's last pixels read
+        beyond it is the padding before the next one.
+        """
+        if problem.compact or not self.panel or self.panel_pitch == problem.pitch:
             return 1
-        return -(-problem.width // self.panel_pitch)
+        return -(-problem.width // self._panel_columns)
+
+    @property
+    def _panel_columns(self) -> int:
+        """Output pixels of a row of the panel: sums that slide leave the last ones behind."""
+        return self.panel_pitch - self.slides
 
     def groups(self, problem: PlanesProblem) -> int:
         """Groups of pixels that cover an image's output; the last ones may overlap others."""
@@ -174,11 +196,26 @@ class PlanesTile:
 
     def columns(self, problem: PlanesProblem) -> int:
         """Output pixels of a group's rows, where rows have gaps."""
-        return problem.width if self.across(problem) == 1 else self.panel_pitch
+        return problem.width if self.across(problem) == 1 else self._panel_columns
 
     @property
     def panel(self) -> bool:
         return self.panel_pitch > 0
+
+    def unroll(self, problem: PlanesProblem) -> int:
+        """Entries of a step; every run is padded to whole steps."""
+        alone = problem.block_rows == 1 and not self.weight_lanes
+        return chains_of(self.vectors) if alone else 1
+
+    @property
+    def runs(self) -> int:
+        """Runs of a row block's entries in a K tile."""
+        return self.slides + 1
+
+    @property
+    def masked(self) -> bool:
+        """A row of pixels is one vector, of which the machine stores what is wanted."""
+        return self.slides > 0 and self.panel_pitch == self.lanes == MASKED_LANES
 
     @property
     def in_assembly(self) -> bool:
@@ -199,7 +236,9 @@ class Panel:
     """The copied inputs of one column tile: `lines` of some channels, each `height` rows.
 
     Where output pixels are adjacent, every column is a line of one row. Elsewhere a line holds the
-    rows that taps read which differ by whole rows only, so that all of them start at a vector.
+    rows that taps read which differ by whole rows only, so that all of them start at a vector. For
+    sums that slide, it holds a plane's rows; where these are shorter than a vector, there are
+    copies of it that begin so many rows further down, for the taps of rows in the middle of one.
     """
 
     problem: PlanesProblem
@@ -208,12 +247,21 @@ class Panel:
     @property
     def reach(self) -> int:
         """Rows of a line that the lowest tap starts below the highest one."""
-        return 0 if self.problem.compact else self.problem.reach
+        return 0 if self.problem.compact else self.problem.reach // self.copies * self.copies
+
+    @property
+    def copies(self) -> int:
+        """Lines that hold the same rows."""
+        lanes, pitch = self.tile.lanes, self.tile.panel_pitch
+        return lanes // math.gcd(lanes, pitch) if self.tile.slides else 1
 
     @property
     def lines(self) -> int:
         """Lines of a channel."""
-        return self.problem.taps if self.problem.compact else self.problem.lines
+        if self.problem.compact:
+            return self.problem.taps
+        lines = self.problem.planes if self.tile.slides else self.problem.lines
+        return lines * self.copies
 
     @property
     def height(self) -> int:

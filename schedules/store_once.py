@@ -77,7 +77,7 @@ def _overlaps(problem: PlanesProblem, tile: PlanesTile) -> list[_Cut]:
     else:
         cuts = [(problem.height, _Cut(2, tile.group_rows, lambda index: index[1] // across))]
         if across > 1:
-            across_rows = _Cut(3, tile.panel_pitch, lambda index: index[1] % across)
+            across_rows = _Cut(3, tile.columns(problem), lambda index: index[1] % across)
             cuts.append((problem.width, across_rows))
     return [cut for total, cut in cuts if total % cut.span]
 
@@ -110,4 +110,7 @@ def _divides(problem: PlanesProblem, tile: PlanesTile) -> bool:
     if problem.compact:
         return problem.pixels % tile.lanes == 0
     lanes = min(tile.lanes, 1 << (problem.width.bit_length() - 1))
+    if tile.slides:
+        columns = tile.columns(problem)
+        return problem.width % columns == 0 and (tile.masked or columns % lanes == 0)
     return problem.width % lanes == 0

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from tvm_pivot.layout import BlockShape
 from tvm_pivot.pack import column_tiles, join, pack
-from tvm_pivot.planes import ConvGeometry
-from tvm_pivot.relay_passes.pack_layer import panel_tables
+from tvm_pivot.planes import SLACK, ConvGeometry
+from tvm_pivot.relay_passes.pack_layer import panel_runs, panel_tables
+from tvm_pivot.schedules.block_sparse import BEYOND
 from tvm_pivot.schedules.problems import Epilogue, PlanesProblem
 
 PLAIN = Epilogue()
@@ -21,6 +22,7 @@ def problem_of(g, rows, row_blocks, epilogue=PLAIN):
     return PlanesProblem(
         g.batch, g.image_floats, columns, g.outputs, row_blocks, rows,
         height, width, pitch, epilogue, taps, g.groups, len(g.y.phases) * g.x.kernel, g.y.halo,
+        len(g.y.phases) * len(g.x.phases), g.x.halo,
     )  # fmt: skip
 
 
@@ -35,13 +37,35 @@ def packed_for(g, problem, weight, tile):
         pack(
             part,
             BlockShape(problem.block_rows),
+            unroll=tile.unroll(problem),
             columns=g.offsets(group) if places is None else places,
             tiles=tile.k_tiles,
             tile_of=tile_of,
+            runs=tile.runs,
+            run_of=panel_runs(g, tile),
         )
         for group, part in enumerate(np.split(weight, g.groups))
     ]
     return join(parts), [] if lines is None else [lines]
+
+
+def random_planes(g, rng):
+    """Images as planes, with zeros around them: float32 [batch, image_floats]."""
+    if g.direct:
+        return rng.standard_normal((g.batch, g.image_floats)).astype(np.float32)
+    phases = len(g.y.phases), len(g.x.phases)
+    planes = np.zeros((g.batch, g.channels, *phases, g.plane_height, g.pitch), np.float32)
+    for a, phase_y in enumerate(g.y.phases):
+        rows = slice(*g.y.filled(phase_y, g.plane_height))
+        for b, phase_x in enumerate(g.x.phases):
+            part = planes[:, :, a, b, rows, slice(*g.x.filled(phase_x, g.pitch))]
+            part[...] = rng.standard_normal(part.shape)
+    return np.pad(planes.reshape(g.batch, -1), [(0, 0), (0, SLACK)])
+
+
+def beyond(index):
+    """The index with what a kernel may read behind it."""
+    return np.pad(index, (0, BEYOND))
 
 
 def drawn_weight(draw: st.DrawFn, g: ConvGeometry, rows: int) -> np.ndarray:

@@ -30,7 +30,7 @@ def cases(draw: st.DrawFn) -> tuple[ConvGeometry, np.ndarray, int, PlanesTile, s
     rows = draw(st.sampled_from([1, 2, 4, 8, 16]))
     weight = drawn_weight(draw, g, rows)
     problem = problem_of(g, rows, -(-g.outputs // rows))
-    tile = draw(st.sampled_from(list(planes_tiles(problem, PRESETS["arm"]))))
+    tile = draw(st.sampled_from(list(planes_tiles(problem, PRESETS["arm"], arm.REACH))))
     tile = replace(tile, weight_lanes=4)
     return g, weight, rows, tile, draw(st.sampled_from(list(EPILOGUES)))
 

@@ -8,20 +8,19 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planes_oracle import beyond, packed_for
+from planes_oracle import problem_of as planes_problem
 from relax_nets import inputs_for, make, run
 from tvm import relax
 
 import tvm_pivot
 from tvm_pivot import compiler
-from tvm_pivot.layout import BlockShape
-from tvm_pivot.pack import column_tiles, pack
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
 from tvm_pivot.relay_passes import PHASES, Compilation
 from tvm_pivot.relay_passes.graph import MAIN, live_bindings, op_name
-from tvm_pivot.relay_passes.pack_layer import panel_tables
 from tvm_pivot.schedules.block_sparse import planes_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes
-from tvm_pivot.schedules.problems import Epilogue, PlanesProblem, PlanesTile
+from tvm_pivot.schedules.problems import Epilogue, PlanesTile
 from tvm_pivot.schedules.store_once import STORES_ONCE, store_freely, store_over
 from tvm_pivot.targets import PRESETS, resolve
 
@@ -44,14 +43,7 @@ def image(size, outputs):
 
 
 def problem_of(g, rows):
-    height, width, taps = g.y.output, g.x.output, g.y.kernel * g.x.kernel
-    if g.pitch == width:
-        height, width = 1, height * width
-    return PlanesProblem(
-        g.batch, g.image_floats, g.channels * taps, g.outputs, -(-g.outputs // rows), rows,
-        height, width, width if height == 1 else g.pitch, Epilogue(True, low=0.0), taps,
-        1, len(g.y.phases) * g.x.kernel, g.y.halo,
-    )  # fmt: skip
+    return planes_problem(g, rows, -(-g.outputs // rows), Epilogue(True, low=0.0))
 
 
 def both_forms(g, rows, tile):
@@ -60,14 +52,7 @@ def both_forms(g, rows, tile):
     problem = problem_of(g, rows)
     weight = rng.standard_normal((g.outputs, problem.columns)).astype(np.float32)
     weight[rng.random(weight.shape) < 0.5] = 0
-    lines, places = panel_tables(g, problem, tile) if tile.panel else (None, g.offsets())
-    packed = pack(
-        weight,
-        BlockShape(rows),
-        columns=places,
-        tiles=tile.k_tiles,
-        tile_of=column_tiles(problem.columns, tile.k_tiles, problem.taps),
-    )
+    packed, more = packed_for(g, problem, weight, tile)
     func = schedule_planes(planes_kernel(problem, tile), problem, tile)
     assert func.attrs.get(STORES_ONCE)
     forms = {"beside": store_freely(func), "once": func, "over": store_over(func)}
@@ -76,8 +61,14 @@ def both_forms(g, rows, tile):
     planes = rng.standard_normal((g.batch, g.image_floats)).astype(np.float32)
     bias = rng.standard_normal(g.outputs).astype(np.float32)
     residual = rng.standard_normal(problem.output).astype(np.float32)
-    more = [] if lines is None else [lines]
-    tables = [packed.indptr, packed.index, packed.data, packed.rows, bias[packed.rows], *more]
+    tables = [
+        packed.indptr,
+        beyond(packed.index),
+        packed.data,
+        packed.rows,
+        bias[packed.rows],
+        *more,
+    ]
     found = []
     for name in forms:
         arrays = [planes, *tables, residual.copy()]

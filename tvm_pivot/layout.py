@@ -76,22 +76,24 @@ class Permutation:
 class PackedWeight:
     """A weight matrix [N, K] held as R x 1 blocks, in the order the kernel walks them.
 
-    Columns may be cut into tiles, which the kernel walks one after the other. Row block b owns
-    the entries ``indptr[s] * unroll .. indptr[s + 1] * unroll`` of tile t, s = t * blocks + b;
-    entry e multiplies input column ``index[e]`` into R outputs with ``data[e]``. Slot r of row
-    block b writes output row ``rows[b * R + r]``. A block that is not full repeats its last row,
-    with the same weights, so that every slot is defined and nothing is written beyond N.
+    Columns may be cut into tiles, which the kernel walks one after the other, and a row block's
+    entries of a tile into runs. Row block b owns the entries
+    ``indptr[s] * unroll .. indptr[s + 1] * unroll`` of run i of tile t,
+    s = (t * blocks + b) * runs + i; entry e multiplies input column ``index[e]`` into R outputs
+    with ``data[e]``. Slot r of row block b writes output row ``rows[b * R + r]``. A block that is
+    not full repeats its last row, with the same weights, so that every slot is defined and nothing
+    is written beyond N.
 
     Attributes:
         shape: (N, K) of the matrix.
         block: the R x 1 block shape.
-        unroll: entries per step of the kernel; each row block is padded with zeros to it, in
-            every tile.
-        indptr: int32 [tiles * blocks + 1], in steps of `unroll` entries.
+        unroll: entries per step of the kernel; each run is padded with zeros to it.
+        indptr: int32 [tiles * blocks * runs + 1], in steps of `unroll` entries.
         index: int32 [entries], input columns.
         data: float32 [entries, R].
         rows: int32 [blocks * R], output rows.
         tiles: tiles of columns.
+        runs: runs of a row block in a tile.
     """
 
     shape: tuple[int, int]
@@ -102,6 +104,7 @@ class PackedWeight:
     data: FloatArray
     rows: IntArray
     tiles: int = 1
+    runs: int = 1
 
     @property
     def row_blocks(self) -> int:

@@ -56,6 +56,8 @@ def pack(
     keep_all: bool = False,
     tiles: int = 1,
     tile_of: IntArray | None = None,
+    runs: int = 1,
+    run_of: IntArray | None = None,
     longest_first: bool = False,
 ) -> PackedWeight:
     """Pack `weight` float32 [N, K] as R x 1 blocks; only blocks with a non-zero are kept.
@@ -72,15 +74,19 @@ def pack(
         tiles: tiles of columns.
         tile_of: int32 [K], the tile of each column (see `column_tiles`), needed for several.
             With them, `columns` must be distinct within a tile only.
+        runs: runs of a row block's entries in a tile.
+        run_of: int32 [K], the run of each column, needed for several. With them, `columns` must be
+            distinct within a run of a tile only.
         longest_first: let the row blocks begin with the longest, rather than alternate long and
             short: for workers that each take the next one.
 
     Raises:
         ValueError: the block has more than one column, `weight` is not a matrix, or there is
-            not a tile for every column.
+            not a tile, or not a run, for every column.
     """
-    if tiles < 1 or (tiles > 1 and tile_of is None):
-        raise ValueError(f"{tiles} tiles of columns, and no tile for each column")
+    for count, of, what in ((tiles, tile_of, "tile"), (runs, run_of, "run")):
+        if count < 1 or (count > 1 and of is None):
+            raise ValueError(f"{count} {what}s of columns, and no {what} for each column")
     if block.cols != 1 or weight.ndim != 2:
         raise ValueError(f"pack takes a matrix and R x 1 blocks, not {weight.shape} and {block}")
     n, k = weight.shape
@@ -94,11 +100,13 @@ def pack(
     slots = slots.reshape(-1, block.rows)[walk]
     block_of, column = np.nonzero(mask)
     segment = block_of
-    if tile_of is not None:
-        segment = tile_of[column] * mask.shape[0] + block_of
+    if tile_of is not None or run_of is not None:
+        in_tile = 0 if tile_of is None else tile_of[column] * mask.shape[0]
+        in_run = 0 if run_of is None else run_of[column]
+        segment = (in_tile + block_of) * runs + in_run
         order = np.argsort(segment, kind="stable")
         segment, block_of, column = segment[order], block_of[order], column[order]
-    counts = np.bincount(segment, minlength=tiles * mask.shape[0])
+    counts = np.bincount(segment, minlength=tiles * mask.shape[0] * runs)
     indptr = padded_steps(counts, unroll)
     first = np.concatenate([[0], np.cumsum(counts)])[:-1]
     place = indptr[segment] * unroll + np.arange(column.size) - first[segment]
@@ -108,28 +116,34 @@ def pack(
     index[place] = table[column]
     data = np.zeros((entries, block.rows), np.float32)
     data[place] = weight[slots[block_of], column[:, None]]
-    return PackedWeight((n, k), block, unroll, indptr, index, data, slots.ravel(), tiles)
+    return PackedWeight((n, k), block, unroll, indptr, index, data, slots.ravel(), tiles, runs)
 
 
 def unpack(
-    packed: PackedWeight, columns: IntArray | None = None, tile_of: IntArray | None = None
+    packed: PackedWeight,
+    columns: IntArray | None = None,
+    tile_of: IntArray | None = None,
+    run_of: IntArray | None = None,
 ) -> FloatArray:
     """The matrix float32 [N, K] that was packed, bit for bit; arguments as given to `pack`."""
     n, k = packed.shape
     counts = np.diff(packed.indptr) * packed.unroll
     column = packed.index
     if columns is not None:
-        # Stored columns are distinct within their tile: the two together identify one.
+        # Stored columns are distinct within their run of their tile: all three identify one.
         step = int(columns.max(initial=0)) + 1
-        base = np.zeros(k, np.int64) if tile_of is None else tile_of.astype(np.int64) * step
-        tile = np.repeat(np.repeat(np.arange(packed.tiles), packed.row_blocks), counts)
-        keys = base + columns
+        own = np.zeros(k, np.int64) if tile_of is None else tile_of.astype(np.int64) * packed.runs
+        own = own if run_of is None else own + run_of
+        tile = np.repeat(np.arange(packed.tiles), packed.row_blocks * packed.runs)
+        run = np.tile(np.arange(packed.runs), packed.tiles * packed.row_blocks)
+        keys = own * step + columns
         sorter = np.argsort(keys, kind="stable")
-        found = np.searchsorted(keys, tile * step + packed.index, sorter=sorter)
-        # Padding may name a column that its tile does not have.
+        stored = np.repeat(tile * packed.runs + run, counts) * step + packed.index
+        found = np.searchsorted(keys, stored, sorter=sorter)
+        # Padding may name a column that its run does not have.
         column = sorter[np.minimum(found, k - 1)].astype(np.int32)
     weight = np.zeros((n, k), np.float32)
-    blocks = np.tile(np.arange(packed.row_blocks), packed.tiles)
+    blocks = np.tile(np.repeat(np.arange(packed.row_blocks), packed.runs), packed.tiles)
     rows = packed.rows.reshape(-1, packed.block.rows)[np.repeat(blocks, counts)]
     # Padding entries hold zeros everywhere; they must not overwrite a real column.
     real = (packed.data != 0).any(axis=1)
@@ -182,15 +196,16 @@ def join(parts: list[PackedWeight]) -> PackedWeight:
     """The packed weights of consecutive channel groups as one; rows count on from part to part.
 
     Raises:
-        ValueError: the parts differ in block shape, unroll, tiles or columns.
+        ValueError: the parts differ in block shape, unroll, tiles, runs or columns.
     """
-    if len({(part.block, part.unroll, part.tiles, part.shape[1]) for part in parts}) != 1:
-        raise ValueError("only parts of one block shape, unroll, tiles and width can be joined")
+    alike = {(part.block, part.unroll, part.tiles, part.runs, part.shape[1]) for part in parts}
+    if len(alike) != 1:
+        raise ValueError("only parts of one block shape, walk and width can be joined")
     first, tiles, unroll = parts[0], parts[0].tiles, parts[0].unroll
     first_row = np.cumsum([0, *(part.shape[0] for part in parts)])
     # Tile by tile: in each, the row blocks of all parts in turn.
     steps = [np.diff(part.indptr).reshape(tiles, -1) for part in parts]
-    cuts = [part.indptr[:: part.row_blocks] * unroll for part in parts]
+    cuts = [part.indptr[:: part.row_blocks * part.runs] * unroll for part in parts]
     spans = [
         (p, slice(c[t], c[t + 1])) for t in range(tiles) for p, c in zip(parts, cuts, strict=True)
     ]
@@ -205,4 +220,5 @@ def join(parts: list[PackedWeight]) -> PackedWeight:
             [part.rows + start for part, start in zip(parts, first_row[:-1], strict=True)]
         ).astype(np.int32),
         tiles,
+        first.runs,
     )

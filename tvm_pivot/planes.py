@@ -139,21 +139,34 @@ class ConvGeometry:
         offset = at * plane + shift_y[:, None] * self.pitch + shift_x
         return np.asarray(offset.ravel(), dtype=np.int32)
 
-    def lines(self) -> tuple[IntArray, IntArray, IntArray]:
+    def lines(self, shared: bool = False) -> tuple[IntArray, IntArray, IntArray]:
         """Columns by the rows of planes that they read, all groups together.
 
+        Args:
+            shared: columns that read a row at several places share a line: that of its beginning.
+
         Returns:
-            Offset of each line, int32 [channels * y phases * kw]: a place in a row of a plane, that
-            of a pixel's own row. The line of each column, and how many rows further down the
-            column reads: int32 [channels * kh * kw] each.
+            Offset of each line, int32 [channels * y phases * kw], or of each plane: a place in a
+            row of a plane, that of a pixel's own row. The line of each column, and how many rows
+            further down the column reads: int32 [channels * kh * kw] each.
         """
         plane = self.plane_height * self.pitch
         phase_y, shift_y = np.array([self.y.tap(k) for k in range(self.y.kernel)]).T
         phase_x, shift_x = np.array([self.x.tap(k) for k in range(self.x.kernel)]).T
         rows, channel = len(self.y.phases), np.arange(self.channels)[:, None, None]
-        at = (channel * rows + np.arange(rows)[:, None]) * len(self.x.phases) + phase_x
-        line = (channel * rows + phase_y[:, None]) * self.x.kernel + np.arange(self.x.kernel)
+        if shared:
+            first = np.arange(self.planes) * plane
+            line = (channel * rows + phase_y[:, None]) * len(self.x.phases) + phase_x
+        else:
+            at = (channel * rows + np.arange(rows)[:, None]) * len(self.x.phases) + phase_x
+            first = at * plane + shift_x
+            line = (channel * rows + phase_y[:, None]) * self.x.kernel + np.arange(self.x.kernel)
         down = np.broadcast_to(shift_y[:, None], line.shape)
-        found = (at * plane + shift_x, line, down)
+        found = (first, line, down)
         offset, line, down = (np.asarray(part.ravel(), dtype=np.int32) for part in found)
         return offset, line, down
+
+    def shifts(self) -> IntArray:
+        """How far right of its own pixel each column reads, in plane cells: int32 [columns]."""
+        shift = np.array([self.x.tap(k)[1] for k in range(self.x.kernel)], np.int32)
+        return np.tile(shift, self.channels // self.groups * self.y.kernel)

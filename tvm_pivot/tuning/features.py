@@ -31,13 +31,14 @@ from .space import TASK, choice_of
 
 _PROBLEM = (
     "batch", "columns", "rows", "row_blocks", "block_rows", "height", "width", "pitch", "taps",
-    "groups", "lines", "reach", "inputs", "window", "channels", "taps_y", "taps_x", "stride_y",
+    "groups", "lines", "reach", "planes", "shifts", "inputs", "window", "channels", "taps_y",
+    "taps_x", "stride_y",
 )  # fmt: skip
 _DECISIONS = (
     "keep_all", "own_columns", "window", "block_rows", "band_rows", "lanes", "vectors", "tiles",
-    "group_rows", "k_tiles", "stretches", "panel_pitch", "unroll", "ahead", "form", "loader",
-    "cluster", "pixels", "vector", "warp_pixels", "blocks", "warp_rows", "warp_columns", "slab",
-    "slots", "splits", "warps", "grid",
+    "group_rows", "k_tiles", "stretches", "panel_pitch", "slides", "unroll", "ahead", "form",
+    "loader", "cluster", "pixels", "vector", "warp_pixels", "blocks", "warp_rows", "warp_columns",
+    "slab", "slots", "splits", "warps", "grid",
 )  # fmt: skip
 COUNT = len(_PROBLEM) + len(_DECISIONS) + 8
 
