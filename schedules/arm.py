@@ -42,7 +42,9 @@ COPY_CYCLES = 2.5
 # Bytes per cycle from beyond level 2.
 FAR_BYTES = 6.0
 # Blocks of 8 rows have their columns cut, too: their register tiles are no wider than two vectors.
-REACH = replace(cpu_tiles.RULE, k_tiled_rows=8, narrow_panels=False, slides=False, row_vectors=8)
+REACH = replace(
+    cpu_tiles.RULE, k_tiled_rows=8, narrow_panels=False, slides=False, row_vectors=8, sums_share=1.0
+)
 # Entries whose loads stand together, where the registers suffice.
 MOST_ENTRIES = 4
 

@@ -29,16 +29,17 @@ OVERLAP = 4.0
 # partial; and where it straddles two vectors of the strip.
 SQUEEZE_CYCLES, STRADDLING_SQUEEZE = 4.0, 5.0
 # One row per block, fitted to kernels of their own (see `row_sum`): cycles of a vector load from
-# level 1, aligned and not, and of one that misses; what an entry takes beside, and the latency that
-# shows; a run of entries, with a jump that was not foreseen, and each further run of the same sums,
-# with their slide by a column; a vector that is stored at the end, and one that rests.
-ROW_ALIGNED, ROW_STRADDLING, ROW_MISSING = 0.6, 1.2, 1.43
-ROW_FREE_SHARE, ROW_MISSES_PER_SHARE = 0.2, 0.25
-ROW_ENTRY, ROW_LATENCY = 0.74, 1.4
-ROW_VISIT, ROW_RUN, SLIDE_CYCLES = 17.0, 3.9, 0.5
-ROW_STORE, ROW_REST = 1.25, 1.48
+# level 1, aligned and not, and of one that misses, with the shares of level 1 from which some miss,
+# and more; what an entry takes beside, and the latency that shows; a run of entries, with a jump
+# that was not foreseen, and each further run of the same sums, with their slide by a column; a
+# vector that is stored at the end, and one that rests.
+ROW_ALIGNED, ROW_STRADDLING, ROW_MISSING = 0.54, 1.24, 1.53
+ROW_FREE_SHARE, ROW_MISSES_PER_SHARE, ROW_MISSES_BEYOND = 0.22, 0.21, 0.12
+ROW_ENTRY, ROW_LATENCY = 1.02, 1.3
+ROW_VISIT, ROW_RUN, SLIDE_CYCLES = 16.2, 5.1, 0.43
+ROW_STORE, ROW_REST = 2.4, 1.47
 # A part of a vector, stored under a mask.
-MASKED_CYCLES = 2.0
+MASKED_CYCLES = 3.8
 # Bytes per cycle from beyond level 2 (prefetched), and how much of a cache one operand can use.
 FAR_BYTES = 80.0
 CACHE_SHARE = 0.7
@@ -144,7 +145,8 @@ def _one_row_cycles(
     """Cycles of a register tile with one row per block."""
     p_, s_ = tile.vectors, tile.k_tiles
     share = _tile_bytes(problem, tile) / target.l1_bytes
-    misses = min(1.0, max(0.0, (share - ROW_FREE_SHARE) * ROW_MISSES_PER_SHARE))
+    misses = max(0.0, (share - ROW_FREE_SHARE) * ROW_MISSES_PER_SHARE)
+    misses = min(1.0, misses + ROW_MISSES_BEYOND * max(0.0, share - 1.0))
     aligned = _aligned(problem, tile)
     near = ROW_ALIGNED * aligned + ROW_STRADDLING * (1.0 - aligned)
     load = near * (1.0 - misses) + ROW_MISSING * misses

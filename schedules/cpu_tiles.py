@@ -63,6 +63,7 @@ class Reach:
         narrow_panels: panels whose rows are shorter than the output's.
         slides: panels whose lines are shared by the taps of a row.
         row_vectors: vectors P with one row per block.
+        sums_share: what the sums of a stretch may take of level 2 while they rest.
     """
 
     k_tiled_rows: int
@@ -72,6 +73,7 @@ class Reach:
     narrow_panels: bool = True
     slides: bool = True
     row_vectors: int = MOST_VECTORS_OF_A_ROW
+    sums_share: float = 0.5
 
 
 RULE = Reach(4, 4, 2, (0.35, 0.5, 0.7, 1.0, 1.4))
@@ -186,7 +188,7 @@ def _k_tiled(
         yield from _with_panel(problem, replace(tile, panel_pitch=tile.width), target, reach)
     if problem.block_rows > reach.k_tiled_rows or tile.tiles > reach.k_tiled_tiles:
         return
-    tile = _fitted(problem, tile, target)
+    tile = _fitted(problem, tile, target, reach)
     bytes_per_channel = 4 * tile.tiles * tile.width
     if problem.channels > 1:
         for k_tiles in _k_tiles(problem.channels, bytes_per_channel, target, reach):
@@ -208,16 +210,19 @@ def _with_panel(
         if 4 * problem.columns * tile.width <= room:
             yield tile
         return
-    tile, panel = _fitted(problem, tile, target), Panel(problem, tile)
+    tile, panel = _fitted(problem, tile, target, reach), Panel(problem, tile)
     bytes_per_channel = 4 * panel.lines * panel.height * tile.panel_pitch
     for k_tiles in _k_tiles(problem.channels, bytes_per_channel, target, reach):
         yield replace(tile, k_tiles=k_tiles)
 
 
-def _fitted(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> PlanesTile:
+def _fitted(
+    problem: PlanesProblem, tile: PlanesTile, target: PivotTarget, reach: Reach
+) -> PlanesTile:
     """`tile` with so few row blocks per stretch that their resting sums fit level 2."""
     sums = 4 * problem.row_blocks * problem.block_rows * tile.tiles * tile.width
-    stretches = max(1, min(-(-sums // target.l2_bytes), problem.row_blocks))
+    room = int(reach.sums_share * target.l2_bytes)
+    stretches = max(1, min(-(-sums // room), problem.row_blocks))
     return replace(tile, stretches=stretches)
 
 
