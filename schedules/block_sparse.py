@@ -35,6 +35,7 @@ from .row_sum import AHEAD
 BEYOND = AHEAD
 OUTPUT = "Y"
 STRIP = "strip"
+PANEL = "panel"
 Index = Sequence[Any]
 
 
@@ -84,6 +85,8 @@ def _stretch(i: Any, step: int, total: int, count: int | None = None) -> Any:
 
     With a `count` larger than it takes, the last ones all end there.
     """
+    if step >= total:
+        return tirx.const(0, "int32")
     if total % step == 0 and (count is None or count * step == total):
         return i * step
     return te.min(i * step, tirx.const(total - step, "int32"))
@@ -200,7 +203,7 @@ def _panel(walk: _Walk, panel: Panel, x: Any, lines: Any) -> Any:
         return x[n, at + walk.left(g) + q]
 
     shape = (*walk.domain[:WALKED], panel.rows, walk.tile.panel_pitch)
-    return te.compute(shape, copy, name="panel")
+    return te.compute(shape, copy, name=PANEL)
 
 
 def _split(i: Any, inner: int, total: int) -> tuple[Any, Any]:
@@ -292,7 +295,7 @@ def _squeezed(
         name=STRIP,
     )
     columns = tile.columns(problem)
-    lanes = tile.lanes if tile.masked else min(tile.lanes, 1 << (columns.bit_length() - 1))
+    lanes = tile.lanes if tile.masked(problem) else min(tile.lanes, 1 << (columns.bit_length() - 1))
     pieces = -(-columns // lanes)
     pitch = tile.panel_pitch or problem.pitch
 

@@ -12,7 +12,7 @@ from tvm.ir import TensorLoad, TensorRegion
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 
 from .analysis import substitute
-from .block_sparse import OUTPUT, STRIP, Kernel
+from .block_sparse import OUTPUT, PANEL, STRIP, Kernel
 from .carried_sums import K_TILES, carry_sums
 from .held_operands import hold_operands, sum_row
 from .lookup import look_up
@@ -81,7 +81,7 @@ def _copy_panel(sch: Schedule, loops: list[Any], problem: PlanesProblem, tile: P
     """Copy a K tile's inputs where its loop begins."""
     if not tile.panel:
         return
-    panel = sch.get_sblock("panel")
+    panel = sch.get_sblock(PANEL)
     sch.compute_at(panel, loops[3], preserve_unit_loops=True)
     row, q = sch.get_loops(panel)[-2:]
     sch.split(row, [None, Panel(problem, tile).height])
@@ -124,7 +124,11 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
     sch.vectorize(vector)
     func = _prefetching(sch.mod["main"], tile.ahead) if tile.ahead else sch.mod["main"]
     done = store_once(finish(func, kernel, problem, tile), kernel, problem, tile)
-    return mask_stores(done, OUTPUT, tile.columns(problem)) if tile.masked else done
+    if not tile.masked(problem):
+        return done
+    if not problem.compact:
+        return mask_stores(done, OUTPUT, tile.columns(problem))
+    return mask_stores(mask_stores(done, OUTPUT, problem.pixels), PANEL, problem.pixels)
 
 
 def schedule_rows(kernel: Kernel, problem: RowsProblem, tile: RowsTile) -> tirx.PrimFunc:

@@ -80,7 +80,7 @@ def planes_cycles(
         step = _step_cycles(problem, tile, target)
         per_tile = LOOP_CYCLES + STORE_CYCLES * r_ * p_
         cycles = tiles * (entries * step + problem.row_blocks * per_tile)
-    if tile.masked:
+    if tile.masked(problem) and not problem.compact:
         cycles += MASKED_CYCLES * problem.batch * groups * problem.row_blocks * r_ * tile.group_rows
     elif not (problem.compact or tile.within_rows(problem)):
         lanes = min(tile.lanes, 1 << (problem.width.bit_length() - 1))

@@ -61,7 +61,7 @@ class Reach:
             not fit level 1 together.
         l1_shares: what the inputs of a column tile may take of level 1.
         narrow_panels: panels whose rows are shorter than the output's.
-        slides: panels whose lines are shared by the taps of a row.
+        slides: panels whose lines are shared by the taps of a row, and some that are padded.
         row_vectors: vectors P with one row per block.
         sums_share: what the sums of a stretch may take of level 2 while they rest.
     """
@@ -94,7 +94,9 @@ def planes_tiles(
     for tile in _register_tiles(problem, target, reach):
         yield tile
         yield from _k_tiled(problem, tile, target, reach)
-    if not problem.compact:
+    if problem.compact:
+        yield from _padded_tiles(problem, target, reach)
+    else:
         for tile in _panel_tiles(problem, target, reach):
             yield from _with_panel(problem, tile, target, reach)
         for tile in _sliding_tiles(problem, target, reach):
@@ -121,6 +123,18 @@ def _register_tiles(
             if rows > 1 and 4 * tiles * width * problem.block_rows > STRIP_BYTES:
                 break
             yield PlanesTile(lanes, vectors, tiles, rows, False)
+
+
+def _padded_tiles(
+    problem: PlanesProblem, target: PivotTarget, reach: Reach
+) -> Iterator[PlanesTile]:
+    """One register tile for all pixels, where whole vectors have no place for their last ones."""
+    lanes, vectors = target.lanes, -(-problem.pixels // target.lanes)
+    if lanes != MASKED_LANES or problem.pixels % lanes == 0 or not reach.slides:
+        return
+    if 1 < vectors <= _vectors(problem.block_rows, target, reach):
+        tile = PlanesTile(lanes, vectors, 1, 1, False, panel_pitch=lanes * vectors)
+        yield from _with_panel(problem, tile, target, reach)
 
 
 def _panel_tiles(problem: PlanesProblem, target: PivotTarget, reach: Reach) -> Iterator[PlanesTile]:

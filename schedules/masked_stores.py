@@ -17,12 +17,12 @@ _LOAD, _STORE = "tirx.masked_load", "tirx.masked_store"
 
 
 def mask_stores(func: tirx.PrimFunc, block: str, wanted: int) -> tirx.PrimFunc:
-    """A function whose vectorised stores in blocks of a name leave all but the first lanes alone.
+    """A function in whose blocks of a name the function's parameters are left alone from a place on.
 
     Args:
         func: a scheduled kernel; around each of those blocks is a vectorised loop.
         block: their name.
-        wanted: lanes that are stored, and loaded from the function's parameters.
+        wanted: elements along their last axis that are stored, and loaded.
     """
     params = set(func.params)
 
@@ -57,13 +57,16 @@ class _Vector:
         self.store = substitute(realize.block.body, {axis.var: value for axis, value in axes})
         self.loop, self.realize, self.params = loop, realize, params
         self.lanes = int(loop.extent)
-        numbers = tirx.Ramp(tirx.const(0, "int32"), 1, self.lanes)
+        first = substitute(realize.iter_values[-1], {loop.loop_var: self.first})
+        numbers = tirx.Ramp(first, 1, self.lanes)
         self.mask = numbers < tirx.Broadcast(tirx.const(wanted, "int32"), self.lanes)
 
     def stored(self) -> tirx.Stmt:
         """The store, under the block's own condition."""
         value, at = self.vector(self.store.value), self.places(self.store.indices)
-        body = tirx.Evaluate(tirx.op.masked_store(self.store.buffer, value, *at, self.mask))
+        body = tirx.BufferStore(self.store.buffer, value, at)
+        if self.store.buffer in self.params:
+            body = tirx.Evaluate(tirx.op.masked_store(self.store.buffer, value, *at, self.mask))
         block = SBlock([], [], [], self.realize.block.name_hint, body)
         condition = substitute(self.realize.predicate, {self.loop.loop_var: self.first})
         return SBlockRealize([], condition, block)

@@ -212,9 +212,10 @@ class PlanesTile:
         """Runs of a row block's entries in a K tile."""
         return self.slides + 1
 
-    @property
-    def masked(self) -> bool:
-        """A row of pixels is one vector, of which the machine stores what is wanted."""
+    def masked(self, problem: PlanesProblem) -> bool:
+        """The last vector of the pixels, or the one of a row, is stored in part, under a mask."""
+        if problem.compact:
+            return self.tiles * self.width > problem.pixels
         return self.slides > 0 and self.panel_pitch == self.lanes == MASKED_LANES
 
     @property

@@ -112,5 +112,5 @@ def _divides(problem: PlanesProblem, tile: PlanesTile) -> bool:
     lanes = min(tile.lanes, 1 << (problem.width.bit_length() - 1))
     if tile.slides:
         columns = tile.columns(problem)
-        return problem.width % columns == 0 and (tile.masked or columns % lanes == 0)
+        return problem.width % columns == 0 and (tile.masked(problem) or columns % lanes == 0)
     return problem.width % lanes == 0

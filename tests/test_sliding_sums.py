@@ -55,7 +55,8 @@ MASKED = [
 def test_rectangles_of_one_vector_per_row(size, kernel, stride, vectors, k_tiles, epilogue):
     g = square(size, kernel, stride)
     tile = PlanesTile(16, vectors, 1, vectors, True, k_tiles, 2, 16, slides=g.x.halo)
-    assert tile.masked and tile.columns(problem_of(g, 1, 24)) <= 16 - g.x.halo
+    problem = problem_of(g, 1, 24)
+    assert tile.masked(problem) and tile.columns(problem) <= 16 - g.x.halo
     check(g, 1, tile, epilogue)
 
 
