@@ -11,19 +11,22 @@ from tvm import tirx
 from tvm.ir import TensorLoad, TensorRegion
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 
-from .analysis import substitute
+from .analysis import substitute, walk
 from .block_sparse import OUTPUT, PANEL, STRIP, Kernel
 from .carried_sums import K_TILES, carry_sums
 from .held_operands import hold_operands, sum_row
 from .lookup import look_up
 from .masked_stores import mask_stores
-from .moves import few_tasks, renamed
+from .moves import few_tasks, in_sequence, renamed
 from .prefetch import prefetch_weights
 from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .row_sum import AHEAD
 from .sliding_sums import slide_sums
 from .store_once import store_once
 
 RAGGED = "pivot.ragged"
+# The loop over the row blocks of a K tile, whose entries lie one behind the other.
+ROW_BLOCKS = "pivot.row_blocks"
 SCHEDULED = "tirx.is_scheduled"
 
 
@@ -74,6 +77,7 @@ def _row_blocks(sch: Schedule, loops: list[Any], tile: PlanesTile) -> Any:
     _outer(sch, outer, tile.parallel)
     if tile.k_tiles > 1:
         sch.annotate(s, K_TILES, 1)
+    sch.annotate(b, ROW_BLOCKS, 1)
     return b
 
 
@@ -171,7 +175,9 @@ def finish(
     old = params[OUTPUT]
     new = tirx.decl_buffer(kernel.shape, old.ty.dtype, name=OUTPUT)
     body = tvm_ffi.structural_map(func.body, (tirx.FloorMod, _unbounded(params["index"])))
-    body = tvm_ffi.structural_map(body, (tirx.For, _tightener(params, kernel, problem, tile)))
+    tighten = _Tightener(params, kernel, problem, tile)
+    body = tvm_ffi.structural_map(body, (tirx.For, tighten.loop))
+    body = tighten.allocated(body)
     body = tvm_ffi.structural_map(body, (SBlockRealize, _whole_strip))
     if tile is not None and tile.in_assembly:
         body = tvm_ffi.structural_map(body, (SBlockRealize, _biased(params["bias"], kernel)))
@@ -237,40 +243,74 @@ def _biased(bias: Any, kernel: Kernel) -> Any:
     return start
 
 
-def _tightener(
-    params: Mapping[str, Any],
-    kernel: Kernel,
-    problem: PlanesProblem | None,
-    tile: PlanesTile | None,
-) -> Any:
-    indptr = params["indptr"]
+class _Tightener:
+    """Gives ragged loops the length of their row block."""
 
-    def tighten(loop: tirx.For) -> tirx.For:
-        if RAGGED not in loop.annotations:
-            return loop
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        kernel: Kernel,
+        problem: PlanesProblem | None,
+        tile: PlanesTile | None,
+    ) -> None:
+        self.params, self.kernel, self.problem, self.tile = params, kernel, problem, tile
+        self.held, self.unroll = None, 1
+        if problem is not None and tile is not None:
+            self.unroll = tile.unroll(problem)
+            if tile.carries(problem):
+                self.held = tirx.decl_buffer((AHEAD,), "int32", name="held")
+        self.begins: list[Any] = []
+
+    def loop(self, loop: tirx.For) -> tirx.Stmt:
+        """A ragged loop, or that over row blocks with what goes before it."""
+        if RAGGED in loop.annotations:
+            return self._ragged(loop)
+        if ROW_BLOCKS in loop.annotations and self.held is not None:
+            # In the first row block; those of the loops inside that matter have one iteration.
+            inside = {inner.loop_var: tirx.const(0, "int32") for inner in walk(loop, tirx.For)}
+            start = substitute(self.begins.pop(), inside)
+            entry = tirx.BufferLoad(self.params["indptr"], [start]) * self.unroll
+            return in_sequence([*(self._wait(entry, i) for i in range(AHEAD)), loop])
+        return loop
+
+    def _wait(self, entry: Any, i: int) -> tirx.Stmt:
+        index = tirx.BufferLoad(self.params["index"], [entry + i])
+        return tirx.BufferStore(self.held, index, [tirx.const(i, "int32")])
+
+    def _ragged(self, loop: tirx.For) -> tirx.Stmt:
+        problem, tile, indptr = self.problem, self.tile, self.params["indptr"]
         blocks: list[Any] = []
         tvm_ffi.structural_walk(loop.body, (SBlockRealize, blocks.append))
         names = [iv.var.name for iv in blocks[0].block.iter_vars]
-        at = kernel.segment(dict(zip(names, blocks[0].iter_values, strict=True)))
+        at = self.kernel.segment(dict(zip(names, blocks[0].iter_values, strict=True)))
         zero, steps = tirx.const(0, "int32"), _between(indptr, at, at + 1)
         if problem is None or tile is None:
             return tirx.For(loop.loop_var, loop.min, steps, loop.kind, loop.body)
         if tile.weight_lanes:
             return hold_operands(loop, steps, tile.weight_lanes, tile.entries)
-        unroll = tile.unroll(problem)
+        unroll = self.unroll
+        self.begins.append(at)
 
         def run(i: int) -> tirx.Stmt:
             begin = _between(indptr, at, at + i) * unroll if i else zero
             count = _between(indptr, at + i, at + i + 1) * unroll
             if problem.block_rows == 1:
-                return sum_row(loop, begin, count)
+                return sum_row(loop, begin, count, self.held)
             p = tirx.Var("p", "int32")
             body = substitute(loop.body, {loop.loop_var: begin + p})
             return tirx.For(p, zero, count, loop.kind, renamed(body))
 
         return slide_sums(loop, run, tile.slides, tile.k_tiles > 1)
 
-    return tighten
+    def allocated(self, body: SBlockRealize) -> SBlockRealize:
+        """The root block with the indices that wait."""
+        if self.held is None:
+            return body
+        root = body.block
+        names = ("iter_vars", "reads", "writes", "name_hint", "body", "init", "annotations")
+        fields = {name: getattr(root, name) for name in names}
+        block = SBlock(**fields, alloc_buffers=[*root.alloc_buffers, self.held])
+        return SBlockRealize(body.iter_values, body.predicate, block)
 
 
 def _between(indptr: Any, first: Any, end: Any) -> Any:

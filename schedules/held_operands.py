@@ -13,7 +13,7 @@ several entries are loaded together, before any is multiplied (see `neon_sum`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,18 +162,24 @@ def _in_stretches(step: _Sum, count: Any, some: Callable[[Any, Any], tirx.For]) 
     return tirx.IfThenElse(count <= STRETCH, some(zero, count), long)
 
 
-def sum_row(loop: tirx.For, begin: Any, count: Any) -> tirx.Stmt:
+def sum_row(loop: tirx.For, begin: Any, count: Any, held: Any | None) -> tirx.Stmt:
     """`count` iterations from `begin` of a planes kernel's ragged loop with one row per block.
 
-    They are whole steps of the kernel (see `PlanesTile.unroll`).
+    They are whole steps of the kernel (see `PlanesTile.unroll`). In a buffer `held` indices wait
+    from sum to sum.
     """
     step = _Sum.of(loop)
-    vectors, lanes = int(step.vectors.extent), step.lanes
-    return _called(step, lambda stride: RowSum(vectors, lanes, stride), begin, count)
+    vectors, lanes, carried = int(step.vectors.extent), step.lanes, held is not None
+    more = [] if held is None else [_pointer(held, [tirx.const(0, "int32")])]
+    return _called(step, lambda stride: RowSum(vectors, lanes, stride, carried), begin, count, more)
 
 
 def _called(
-    step: _Sum, function: Callable[[int], NeonSum | RowSum], begin: Any, count: Any
+    step: _Sum,
+    function: Callable[[int], NeonSum | RowSum],
+    begin: Any,
+    count: Any,
+    more: Sequence[Any] = (),
 ) -> tirx.Stmt:
     """The loop as a call of a function that is inlined.
 
@@ -182,6 +188,7 @@ def _called(
         function: from the floats between two values of the index.
         begin: the first iteration.
         count: how many there are.
+        more: arguments behind those.
     """
     weight, data = step.store.value.b.a, step.store.value.b.b
     zero = tirx.const(0, "int32")
@@ -205,9 +212,13 @@ def _called(
         (entry.source, entry.indices),
         (data.source, at),
     )
-    pointers = [tirx.address_of(tirx.BufferLoad(buffer, indices)) for buffer, indices in places]
-    call = tirx.Evaluate(tirx.call_extern("void", made.name, *pointers, count))
+    pointers = [_pointer(buffer, indices) for buffer, indices in places]
+    call = tirx.Evaluate(tirx.call_extern("void", made.name, *pointers, count, *more))
     return tirx.AttrStmt(zero, "pragma_import_llvm", StringImm(made.llvm()), call)
+
+
+def _pointer(buffer: Any, indices: Any) -> Any:
+    return tirx.address_of(tirx.BufferLoad(buffer, indices))
 
 
 def _loop(var: Any, count: Any, body: tirx.Stmt) -> tirx.For:

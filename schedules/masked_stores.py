@@ -17,7 +17,7 @@ _LOAD, _STORE = "tirx.masked_load", "tirx.masked_store"
 
 
 def mask_stores(func: tirx.PrimFunc, block: str, wanted: int) -> tirx.PrimFunc:
-    """A function in whose blocks of a name the function's parameters are left alone from a place on.
+    """A function that, in blocks of a name, leaves its parameters alone from a place on.
 
     Args:
         func: a scheduled kernel; around each of those blocks is a vectorised loop.

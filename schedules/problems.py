@@ -207,6 +207,11 @@ class PlanesTile:
         alone = problem.block_rows == 1 and not self.weight_lanes
         return chains_of(self.vectors) if alone else 1
 
+    def carries(self, problem: PlanesProblem) -> bool:
+        """Indices are held from row block to row block: their entries are walked once, in turn."""
+        alone = problem.block_rows == 1 and not self.weight_lanes
+        return alone and self.tiles == 1 and (self.panel or self.k_tiles > 1)
+
     @property
     def runs(self) -> int:
         """Runs of a row block's entries in a K tile."""

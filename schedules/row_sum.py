@@ -37,18 +37,22 @@ class RowSum:
         vectors: of the accumulators.
         lanes: floats of each.
         step: floats between two values of the index.
+        carried: the indices that wait when the sum ends are those of the next one, which begins
+            with its entries right behind.
     """
 
     vectors: int
     lanes: int
     step: int = 1
+    carried: bool = False
 
     @property
     def name(self) -> str:
         """The function: its arguments are pointers to the accumulators, to the weights and indices
-        of the first entry, and to the inputs at index 0, and the number of entries.
+        of the first entry, and to the inputs at index 0, and the number of entries; if carried,
+        a pointer to the waiting indices follows.
         """
-        return f"row_sum_{self.vectors}x{self.lanes}_{self.step}"
+        return f"row_sum_{self.vectors}x{self.lanes}_{self.step}{'_carried' * self.carried}"
 
     @property
     def _kind(self) -> str:
@@ -60,11 +64,11 @@ class RowSum:
 
     def llvm(self) -> str:
         """The function in LLVM's language."""
-        kind = self._kind
+        kind, held = self._kind, ", ptr noalias %held" * self.carried
         pointers = ", ".join(f"ptr noalias %{name}" for name in ("acc", "weight", "index", "x"))
         lines = [
             f"declare {kind} {self._multiply}({kind}, {kind}, {kind})",
-            f"define linkonce_odr void @{self.name}({pointers}, i32 %count)",
+            f"define linkonce_odr void @{self.name}({pointers}, i32 %count{held})",
             "alwaysinline nounwind {",
             *self._begin(),
             *self._loop(),
@@ -81,8 +85,9 @@ class RowSum:
         yield "begin:"
         yield "%entries = zext i32 %count to i64"
         for i in range(AHEAD):
-            yield f"%at{i} = getelementptr i32, ptr %index, i64 {i}"
-            yield f"%first{i} = load volatile i32, ptr %at{i}, align 4"
+            waiting = "%held" if self.carried else "%index"
+            yield f"%at{i} = getelementptr i32, ptr {waiting}, i64 {i}"
+            yield f"%first{i} = load i32, ptr %at{i}, align 4"
         for v in range(self.vectors):
             yield f"%to{v} = getelementptr {self._kind}, ptr %acc, i64 {v}"
             yield f"%start{v} = load {self._kind}, ptr %to{v}, align 4"
@@ -132,6 +137,8 @@ class RowSum:
     def _end(self) -> Iterator[str]:
         """All chains added up."""
         yield "end:"
+        for i in range(AHEAD if self.carried else 0):
+            yield f"store i32 %held{i}, ptr %at{i}, align 4"
         for v in range(self.vectors):
             total = f"%a0.{v}"
             for c in range(1, chains_of(self.vectors)):
