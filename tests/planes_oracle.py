@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tvm_pivot.layout import BlockShape
 from tvm_pivot.pack import column_tiles, join, pack
 from tvm_pivot.planes import SLACK, ConvGeometry
-from tvm_pivot.relay_passes.pack_layer import panel_runs, panel_tables
+from tvm_pivot.relay_passes.pack_layer import panel_runs, panel_tables, tables_of
 from tvm_pivot.schedules.block_sparse import BEYOND
 from tvm_pivot.schedules.problems import Epilogue, PlanesProblem
 
@@ -63,9 +63,9 @@ def random_planes(g, rng):
     return np.pad(planes.reshape(g.batch, -1), [(0, 0), (0, SLACK)])
 
 
-def beyond(index):
-    """The index with what a kernel may read behind it."""
-    return np.pad(index, (0, BEYOND))
+def tables_for(packed, bias, more=()):
+    """What a planes kernel takes between its planes and its residual, for a bias [rows]."""
+    return list(tables_of(packed, tuple(more), beyond=BEYOND)(bias))
 
 
 def drawn_weight(draw: st.DrawFn, g: ConvGeometry, rows: int) -> np.ndarray:

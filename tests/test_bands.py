@@ -8,7 +8,7 @@ import torch
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planes_oracle import beyond, packed_for
+from planes_oracle import packed_for, tables_for
 
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
 from tvm_pivot.schedules.bands import in_bands
@@ -74,14 +74,7 @@ def run(g, weight, rows, tile, bands, epilogue=PLAIN, lanes=8, seed=0):
     bias = rng.standard_normal(g.outputs).astype(np.float32)
     shape = (g.batch, g.outputs, g.y.output, g.x.output)
     residual = rng.standard_normal(shape).astype(np.float32)
-    tables = [
-        packed.indptr,
-        beyond(packed.index),
-        packed.data,
-        packed.rows,
-        bias[packed.rows],
-        *more,
-    ]
+    tables = tables_for(packed, bias, more)
     arrays = [x, *tables, *([residual] if epilogue.residual else [])]
     tensors = [tvm.runtime.tensor(a) for a in (*arrays, np.full(shape, np.nan, np.float32))]
     want, magnitude = expected(g, weight, x, bias, residual, epilogue)

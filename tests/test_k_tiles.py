@@ -7,7 +7,7 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planes_oracle import beyond, packed_for, problem_of, random_planes
+from planes_oracle import packed_for, problem_of, random_planes, tables_for
 
 from tvm_pivot.pack import column_tiles
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
@@ -61,14 +61,7 @@ def run(g, weight, rows, tile, epilogue, seed=0):
     planes = random_planes(g, rng)
     bias = rng.standard_normal(g.outputs).astype(np.float32)
     residual = rng.standard_normal(problem.output).astype(np.float32)
-    tables = [
-        packed.indptr,
-        beyond(packed.index),
-        packed.data,
-        packed.rows,
-        bias[packed.rows],
-        *more,
-    ]
+    tables = tables_for(packed, bias, more)
     arrays = [planes, *tables, *([residual] if epilogue.residual else [])]
     out = np.full(problem.output, np.nan, np.float32)
     tensors = [tvm.runtime.tensor(a) for a in (*arrays, out)]

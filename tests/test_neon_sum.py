@@ -13,7 +13,7 @@ import tvm
 from arm_programs import needs_tools
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planes_oracle import beyond, drawn_weight, packed_for, problem_of
+from planes_oracle import drawn_weight, packed_for, problem_of, tables_for
 from test_arm_cost_kernels import needs_tvm
 from test_k_tiles import EPILOGUES, EPS, dense, reference
 
@@ -64,14 +64,7 @@ def test_any_grouped_tile_under_emulation(case: Case) -> None:
     planes = rng.standard_normal((g.batch, g.image_floats)).astype(np.float32)
     bias = rng.standard_normal(g.outputs).astype(np.float32)
     residual = rng.standard_normal(problem.output).astype(np.float32)
-    tables = [
-        packed.indptr,
-        beyond(packed.index),
-        packed.data,
-        packed.rows,
-        bias[packed.rows],
-        *more,
-    ]
+    tables = tables_for(packed, bias, more)
     arrays = [planes, *tables, *([residual] if problem.epilogue.residual else [])]
     arrays.append(np.full(problem.output, np.nan, np.float32))
     with tempfile.TemporaryDirectory() as folder:

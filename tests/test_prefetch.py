@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tvm
-from planes_oracle import beyond, packed_for, problem_of
+from planes_oracle import packed_for, problem_of, tables_for
 
 from tvm_pivot.layout import BlockShape
 from tvm_pivot.pack import pack, pack_sliced
@@ -60,7 +60,7 @@ def test_prefetches_of_planes_change_nothing(ahead, k_tiles):
     packed, _ = packed_for(g, problem, weight, tile)
     planes = rng.standard_normal((2, g.image_floats)).astype(np.float32)
     bias = rng.standard_normal(48).astype(np.float32)
-    tables = (packed.indptr, beyond(packed.index), packed.data, packed.rows, bias[packed.rows])
+    tables = tables_for(packed, bias)
     outputs, stores = [], []
     for one in (tile, replace(tile, ahead=ahead)):
         func = schedule_planes(planes_kernel(problem, one), problem, one)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tvm
-from planes_oracle import beyond, packed_for
+from planes_oracle import packed_for, tables_for
 
 from tvm_pivot.layout import BlockShape
 from tvm_pivot.pack import pack, pack_sliced
@@ -87,8 +87,7 @@ def test_every_tile_computes_the_same(name, rows, target):
     want = None
     for i, tile in enumerate(tiles):
         packed, more = packed_for(g, problem, weight, tile)
-        bias = np.zeros(packed.rows.size, np.float32)
-        tables = (packed.indptr, beyond(packed.index), packed.data, packed.rows, bias, *more)
+        tables = tables_for(packed, np.zeros(g.outputs, np.float32), more)
         out = np.full(flat, np.nan, np.float32)
         y = call(lib[f"tile_{i}"], planes, *tables, out).reshape(shape)
         want = y if want is None else want

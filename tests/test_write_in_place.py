@@ -8,7 +8,7 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planes_oracle import beyond, packed_for
+from planes_oracle import packed_for, tables_for
 from planes_oracle import problem_of as planes_problem
 from relax_nets import inputs_for, make, run
 from tvm import relax
@@ -61,14 +61,7 @@ def both_forms(g, rows, tile):
     planes = rng.standard_normal((g.batch, g.image_floats)).astype(np.float32)
     bias = rng.standard_normal(g.outputs).astype(np.float32)
     residual = rng.standard_normal(problem.output).astype(np.float32)
-    tables = [
-        packed.indptr,
-        beyond(packed.index),
-        packed.data,
-        packed.rows,
-        bias[packed.rows],
-        *more,
-    ]
+    tables = tables_for(packed, bias, more)
     found = []
     for name in forms:
         arrays = [planes, *tables, residual.copy()]
