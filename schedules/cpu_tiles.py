@@ -180,17 +180,19 @@ def _sliding_tiles(
     for pitch in sorted(pitches):
         for vectors in range(1, _vectors(problem.block_rows, target, reach) + 1):
             rows, left = divmod(lanes * vectors, pitch)
+            if rows == 0 or left:
+                continue
             for tiles in range(1, reach.panel_tiles + 1):
+                high = min(tiles * rows, problem.height)
                 tile = PlanesTile(
-                    lanes, vectors, tiles, min(tiles * rows, problem.height), False,
-                    panel_pitch=pitch, slides=shifts,
-                )  # fmt: skip
-                narrow = tile.across(problem) > 1
-                if left or rows == 0 or (narrow and tile.group_rows < tiles * rows):
+                    lanes, vectors, tiles, high, False, panel_pitch=pitch, slides=shifts
+                )
+                spare = tiles * rows - high
+                if spare >= rows or (spare and tile.across(problem) > 1):
                     continue
-                beyond = tiles * rows - tile.group_rows + Panel(problem, tile).copies - 1
-                spare = tiles * rows - tile.group_rows
-                if spare < rows and beyond * problem.pitch + pitch <= SLACK:
+                # What is read behind the last row must lie in the slack.
+                beyond = spare + Panel(problem, tile).copies - 1
+                if beyond * problem.pitch + pitch <= SLACK:
                     yield tile
 
 
@@ -311,9 +313,10 @@ def choose_bands(
     most = min(problem.height, int(room - 4 * SLACK) // per_row - problem.reach)
     least = max(1, LEAST_BAND * problem.reach)
     heights = list(range(-(-most // 2), most + 1)) if most >= least else []
-    if reach.slides and problem.shifts and problem.block_rows == 1:
+    high, slides = reach.row_vectors, reach.slides and problem.shifts > 0
+    if slides and problem.block_rows == 1 and max(most, least) < high <= problem.height:
         # Panels read their planes once, so that these may leave level 2 for higher register tiles.
-        heights += [reach.row_vectors] * (max(most, least) < reach.row_vectors <= problem.height)
+        heights.append(high)
     if not heights:
         return None
     one = replace(target, cores=1)
