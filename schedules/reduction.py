@@ -7,15 +7,25 @@ folded at the end of the row; if it runs along the rows' last axis, that axis is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import s_tir, tirx
 
 from ..targets import PivotTarget
-from .analysis import Block, CannotSchedule, leaf_blocks, variables
+from .analysis import LEFT_TO_LLVM, Block, CannotSchedule, leaf_blocks, variables
 from .elementwise import COSTLY, collapse, schedule_spatial
-from .moves import extent_of, finish, fuse, overlap_tail, parallelise, split_vector
+from .moves import (
+    extent_of,
+    finish,
+    fuse,
+    overlap_tail,
+    parallelise,
+    split_vector,
+    task_count,
+    worth_threads,
+)
 from .stages import stage_loops
 
 ACCUMULATORS = 4  # vectors in flight: an addition takes about as many cycles
@@ -57,6 +67,8 @@ def apply(func: tirx.PrimFunc, target: PivotTarget) -> s_tir.Schedule | None:
     reductions = [block for block in blocks if not block.spatial]
     if all(_is_contiguous(block, target) for block in reductions):
         _schedule_contiguous(sch, blocks, rows, target)
+    elif _has_short_rows(blocks, rows):
+        _schedule_short_rows(sch, blocks, rows, target)
     else:
         _schedule_vertical(sch, blocks, rows, target)
     return finish(sch)
@@ -227,6 +239,53 @@ def _cuts(sch: s_tir.Schedule, block: Block, loop: Any) -> list[int]:
     """Where conditions change along the loop of the block's last axis."""
     points = block.branch_points(len(block.vars) - 1) if block.vars else []
     return [point for point in points if point < extent_of(sch, loop)]
+
+
+def _has_short_rows(blocks: list[Block], rows: list[int]) -> bool:
+    """Whether memory runs along rows of a few elements, which are also what is reduced."""
+    anchor = blocks[-1]
+    columns = [axis for axis in range(len(anchor.vars)) if axis not in rows]
+    if not rows or columns != list(range(len(rows), len(anchor.vars))):
+        return False
+    lengths = [math.prod(anchor.extents[axis] for axis in columns)]
+    for block in blocks[:-1]:
+        if block.branch_vars or len(block.vars) < len(rows):
+            return False
+        if block.extents[: len(rows)] != anchor.extents[: len(rows)]:
+            return False
+        if "R" in block.kinds[: len(rows)]:
+            return False
+        lengths.append(math.prod(block.extents[len(rows) :]))
+    loads = [load for block in blocks for load in block.loads]
+    walked = [load.strides[len(rows) - 1] for load in loads]
+    return 1 < max(lengths) <= MAX_STRIDE and all(s is not None and s > 0 for s in walked)
+
+
+def _schedule_short_rows(
+    sch: s_tir.Schedule, blocks: list[Block], rows: list[int], target: PivotTarget
+) -> None:
+    """Rows one by one, written out: LLVM makes vectors of many rows, with shuffles.
+
+    TVM would make one load for each lane of a vector of rows.
+    """
+    anchor = blocks[-1]
+    work = sum(block.size * block.cost for block in blocks)
+    loops = anchor.loops
+    row = fuse(sch, loops[: len(rows)])
+    for block in reversed(blocks[:-1]):
+        sch.compute_at(block.rv, row)
+    for block in blocks:
+        spatial, reduced = stage_loops(sch, block.rv, row)
+        for loop in (*reduced, *spatial):
+            sch.unroll(loop)
+    if worth_threads(work, target):
+        tasks = task_count(extent_of(sch, row))
+        task, row = sch.split(row, [tasks, None])
+        sch.parallel(task)
+    sch.annotate(row, LEFT_TO_LLVM, True)
+    for block in blocks[:-1]:
+        if not block.spatial:
+            sch.decompose_reduction(block.rv, stage_loops(sch, block.rv, row)[1][0])
 
 
 def _schedule_vertical(

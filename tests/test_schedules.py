@@ -142,6 +142,18 @@ ELEMENTWISE = {
 REDUCTIONS = {
     "softmax 128": (op.nn.softmax, lambda x: x.softmax(-1), (3, 16, 128)),
     "softmax 197": (op.nn.softmax, lambda x: x.softmax(-1), (5, 197)),
+    "softmax of pairs": (op.nn.softmax, lambda x: x.softmax(-1), (1, 443, 2)),
+    "softmax of pairs, threads": (op.nn.softmax, lambda x: x.softmax(-1), (2, 4421, 2)),
+    "softmax of threes": (op.nn.softmax, lambda x: x.softmax(-1), (5, 7, 3)),
+    "softmax of fours": (op.nn.softmax, lambda x: x.softmax(-1), (3, 9, 5, 4)),
+    "log softmax of pairs": (op.nn.log_softmax, lambda x: x.log_softmax(-1), (3, 100, 2)),
+    "mean of pairs": (lambda x: op.mean(x, -1), lambda x: x.mean(-1), (3, 100, 2)),
+    "argmax of threes": (lambda x: op.argmax(x, -1), lambda x: x.argmax(-1), (3, 100, 3)),
+    "norm of threes": (
+        lambda x: x * op.rsqrt(op.sum(x * x, -1, keepdims=True)),
+        lambda x: x * torch.rsqrt((x * x).sum(-1, keepdim=True)),
+        (70, 3),
+    ),
     "softmax 7": (op.nn.softmax, lambda x: x.softmax(-1), (64, 7)),
     "softmax of one row": (op.nn.softmax, lambda x: x.softmax(-1), (1, 1000)),
     "softmax of channels": (lambda x: op.nn.softmax(x, 1), lambda x: x.softmax(1), (1, 21, 9, 33)),
