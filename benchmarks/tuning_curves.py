@@ -1,8 +1,9 @@
 """Does learning pay? Best time so far against trials: MetaSchedule with XGBoost, and at random.
 
 Both start from the rule's choice and search the same space with the same evolutionary search; one
-lets the cost model pick candidates, the other picks at random. A candidate that both try is
-measured once.
+lets the cost model pick candidates, the other picks at random. As in any search the cost model has
+learnt from the shipped records before, here without those of the network's own tasks. A candidate
+that both try is measured once.
 
     python -m benchmarks.tuning_curves resnet18:8x1@0.1 resnet18:1x1@0.1 --tasks 5 --trials 32 \\
         --json benchmarks/results/tuning_curves.json --svg docs/tuning-curves.svg
@@ -24,7 +25,9 @@ from tvm_pivot.schedules.choices import Choice
 from tvm_pivot.targets import resolve
 from tvm_pivot.tuning.explore import explore
 from tvm_pivot.tuning.machine import CandidateBuilder, LocalMachine, LocalRunner, Workshop, workers
+from tvm_pivot.tuning.records import TuningRecord
 from tvm_pivot.tuning.search import Job, Search
+from tvm_pivot.tuning.selection import shipped_records
 from tvm_pivot.tuning.tasks import LayerTask
 from tvm_pivot.tuning.tuner import model_tasks
 
@@ -44,7 +47,12 @@ def chosen(tasks: Sequence[LayerTask], count: int) -> list[LayerTask]:
 
 
 def curves(
-    task: LayerTask, trials: int, seed: int, workshop: Workshop, machine: LocalMachine
+    task: LayerTask,
+    records: Sequence[TuningRecord],
+    trials: int,
+    seed: int,
+    workshop: Workshop,
+    machine: LocalMachine,
 ) -> dict[str, list[float]]:
     """The best time so far of both searches, for as many trials each, in seconds."""
     found: dict[str, list[float]] = {}
@@ -60,7 +68,7 @@ def curves(
         search = Search([job], builder, runner, note, learn=how == LEARNED)
         search.measure(job, [task.rule])
         # Some candidates fail, and some are met again.
-        explore(search, [], trials + trials // 4, seed)
+        explore(search, records, trials + trials // 4, seed)
         found[how] = best_so_far([measured[choice] for choice in order][:trials])
     return found
 
@@ -116,10 +124,12 @@ def main() -> None:
         network, _, variant = model.partition(":")
         found = model_tasks(str(zoo.load(network, variant)), resolve("x86"))
         some = chosen(found, options.tasks)
+        own = {task.key for task in found}
+        records = [r for r in shipped_records(resolve("x86")) if r.task not in own]
         machine = LocalMachine(resolve("x86"))
         with Workshop({Job(task).name: task for task in some}, workers()) as workshop:
             for task in some:
-                both = curves(task, options.trials, options.seed, workshop, machine)
+                both = curves(task, records, options.trials, options.seed, workshop, machine)
                 entry = {"model": model, "layer": task.names[0], "curves": both}
                 tasks.append({**entry, "better": verdict(entry)})
                 Console(stderr=True).print(f"{model} {task.names[0]}: {tasks[-1]['better']}")

@@ -160,7 +160,19 @@ def test_the_outcome_of_the_latest_search_wins() -> None:
     search = [a_record(TASK, RULE, 1.0, "rule"), a_record(TASK, FAST, 0.2, "search")]
     first, last = a_record(TASK, OTHER, 0.9, "final", 2), a_record(TASK, RULE, 1.0, "final", 3)
     assert winner([*search, last, first]) == last
-    assert exported([*search, first]) == [first]
+    assert exported([*search, first]) == [first, *search]
+
+
+def test_an_export_keeps_candidates_to_learn_from() -> None:
+    choices = list(TASK.choices)[:20]
+    rule, *others = [a_record(TASK, c, 1.0 + i, "search") for i, c in enumerate(choices)]
+    rule = replace(rule, decisions={**rule.decisions, "stage": "rule"})
+    best = a_record(TASK, choices[3], 0.5, "final")
+    kept = exported([*others, rule, best])
+    assert kept[:2] == [best, rule] and len(kept) == 7 == len(set(kept))
+    assert kept[2:] == sorted(kept[2:], key=lambda record: record.cost)
+    assert {kept[2], kept[-1]} == {others[0], others[-1]}
+    assert exported([rule, others[5]]) == []  # a search that found nothing
 
 
 def test_of_two_outcomes_in_one_second_the_last_one_counts() -> None:

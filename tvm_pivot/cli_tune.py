@@ -64,7 +64,9 @@ def tune(
     ] = None,
     export: Annotated[
         Path | None,
-        typer.Option("--export", help="Write the best record of each layer here, to hand on."),
+        typer.Option(
+            "--export", help="Write the best record of each layer, and a few to learn from, here."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -16,7 +16,8 @@ _WEIGHTS = {"block_rows": 4.0, "taps": 2.0}
 _DERIVED = frozenset(
     {"image_floats", "row_blocks", "pitch", "channels", "input_height", "input_width"}
 )
-_OTHER_CPU = 1.0
+_OTHER_CPU, _OTHER_MAKER = 0.5, 1.0
+_AMD = ("znver", "bdver", "btver", "amdfam")
 _UNKNOWN = 2.0
 
 
@@ -60,7 +61,8 @@ def distance(one: TaskKey, other: TaskKey) -> float | None:
     The sum of: ``|log2(a / b)|`` for every extent of the problem (4 times that for the block's
     height, 2 times for the taps), for the density and for the cores; 1 for every other field that
     differs, such as one of the epilogue; 1 if one output is compact and the other has gaps between
-    its rows; 1 for another CPU of the family; 2 for a field that only one of them has.
+    its rows; 1 for another CPU of the family, but 0.5 for another x86 of the same maker; 2 for a
+    field that only one of them has.
 
     Returns:
         None if a schedule of one cannot serve the other: another kernel, another family of targets
@@ -105,7 +107,14 @@ def _apart(a: Any, b: Any) -> float:
 
 def _machines_apart(a: TargetKey, b: TargetKey) -> float:
     cores = abs(math.log2(a.cores / b.cores))
-    return cores + _OTHER_CPU * ((a.mcpu, a.features) != (b.mcpu, b.features))
+    if (a.mcpu, a.features) == (b.mcpu, b.features):
+        return cores
+    alike = a.family == "x86" and _is_amd(a) == _is_amd(b)
+    return cores + (_OTHER_CPU if alike else _OTHER_MAKER)
+
+
+def _is_amd(target: TargetKey) -> bool:
+    return target.mcpu.startswith(_AMD)
 
 
 def _by_cost(record: TuningRecord) -> tuple[float, str]:

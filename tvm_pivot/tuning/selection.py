@@ -38,6 +38,8 @@ _WORST_TRANSFER = 1.1
 # A candidate that was not measured again beside the rule's must be this much faster.
 _UNCONFIRMED = 0.95
 FINAL, RULE = "final", "rule"
+# Records of a task beside the winner that are handed on.
+_TAUGHT_BY = 6
 
 
 def stored_choice(record: TuningRecord) -> Choice:
@@ -260,8 +262,29 @@ def select(log: str | PathLike[str] | None, target: PivotTarget) -> Selection:
 
 
 def exported(records: Iterable[TuningRecord]) -> list[TuningRecord]:
-    """The records that a build would use: one of each task."""
+    """The records to hand on: of each task the one that a build would use, then some to learn from.
+
+    These are up to 6 other candidates, from the fastest to the slowest and the rule's among them:
+    a cost model learns nothing from a winner alone. Operators that are no layer have none.
+    """
     by_task: dict[TaskKey, list[TuningRecord]] = defaultdict(list)
     for record in records:
         by_task[record.task].append(record)
-    return [best for some in by_task.values() if (best := winner(some)) is not None]
+    found: list[TuningRecord] = []
+    for some in by_task.values():
+        best = winner(some)
+        if best is not None:
+            found += [best, *_spread(some, _TAUGHT_BY)]
+    return found
+
+
+def _spread(records: Sequence[TuningRecord], count: int) -> list[TuningRecord]:
+    """The rule's record and others, evenly by rank, of one task's candidates in a search."""
+    tried = [r for r in records if "choice" in r.decisions and r.decisions.get("stage") != FINAL]
+    rule = [record for record in tried if record.decisions.get("stage") == RULE][-1:]
+    others = sorted((r for r in tried if r not in rule), key=lambda record: record.cost)
+    wanted = min(count - len(rule), len(others))
+    if wanted <= 0:
+        return rule
+    ranks = [round(i * (len(others) - 1) / max(wanted - 1, 1)) for i in range(wanted)]
+    return [*rule, *(others[rank] for rank in ranks)]
