@@ -81,6 +81,11 @@ def distance(one: TaskKey, other: TaskKey) -> float | None:
     return total
 
 
+def on_such_machines(one: TaskKey, other: TaskKey) -> bool:
+    """Whether both ask for the same kernel, on x86 CPUs of the same maker."""
+    return distance(one, other) == _OTHER_CPU and one.problem == other.problem
+
+
 def _features(task: TaskKey) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in task.problem.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -105,12 +106,14 @@ class Selection:
                 return None
             return plan, choice, "by records of the same tasks"
         for near in lookup.nearest(self._winners.values(), key, 1, within=WITHIN):
-            try:
-                moved = _moved(stored_choice(near.record), layer, plan, epilogue, target)
-            except ValueError:
-                return None
-            if moved is not None:
-                return plan, moved, "by records of similar tasks"
+            with contextlib.suppress(ValueError):
+                chosen = stored_choice(near.record)
+                if lookup.on_such_machines(key, near.record.task):
+                    plan, choice = _exact(chosen, layer, plan, epilogue, target)
+                    return plan, choice, "by records of the same tasks"
+                moved = _moved(chosen, layer, plan, epilogue, target)
+                if moved is not None:
+                    return plan, moved, "by records of similar tasks"
         return None
 
     def schedule(
