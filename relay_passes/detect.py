@@ -14,7 +14,7 @@ from ..pack import kept_blocks, longest_first
 from ..pivot import gather_rows, natural_rows
 from ..pivot_planted import DIAGONAL, EQUAL, diagonal_parts
 from ..schedules import tile_rule
-from ..schedules.cost import PACK_CYCLES
+from ..schedules.cost import packing_cycles
 from ..schedules.cuda_rows import MOST_SUMS
 from ..schedules.depthwise_tiles import depthwise_cycles, depthwise_problem
 from ..schedules.lookup import can_look_up
@@ -131,7 +131,7 @@ def candidates(layer: Layer, target: PivotTarget, keep_all: bool) -> Iterator[Pl
     problem = depthwise_problem(layer.geometry, Epilogue(), target)
     copies = 0.0
     if problem is not None:
-        copies = PACK_CYCLES * layer.geometry.batch * layer.geometry.image_floats / target.lanes
+        copies = packing_cycles(layer.geometry.batch * layer.geometry.image_floats, target)
         if keep_all:
             plan = _blocks(masks, 1, "depthwise", keep_all)
             yield replace(plan, cycles=depthwise_cycles(problem, target))

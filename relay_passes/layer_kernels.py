@@ -66,7 +66,8 @@ def rule_choice(layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarge
     bands = None if _direct(layer) else rule.choose_bands(problem, plan.entries, target)
     if bands is None:
         return _choice(plan, rule.choose_planes(problem, plan.entries, one)[0])
-    tile, _ = rule.choose_planes(problem.band(bands.rows), plan.entries, one)
+    count = cpu_tiles.band_count(problem, bands.rows)
+    tile, _ = rule.choose_planes(problem.band(bands.rows), plan.entries, one, count)
     return replace(_choice(plan, tile), band_rows=bands.rows)
 
 
@@ -155,7 +156,8 @@ def _banded(
     """A convolution that lays its planes out itself, some output rows at a time."""
     g, band = layer.geometry, problem.band(rows)
     one = replace(target, cores=1)
-    cycles = tile_rule(target).planes_cycles(band, tile, plan.entries, one)
+    count = cpu_tiles.band_count(problem, rows)
+    cycles = tile_rule(target).planes_cycles(band, tile, plan.entries, one, count)
     cycles = cpu_tiles.bands_cycles(problem, rows, cycles, target)
     bands = cpu_tiles.share_bands(rows, cycles, target)
     packed, more = pack_planes_layer(replace(layer, geometry=g.band(rows)), plan, band, tile)

@@ -29,9 +29,11 @@ class TileRule(Protocol):
     """What a target family decides about the block-sparse kernels; a module of this shape."""
 
     def choose_planes(
-        self, problem: PlanesProblem, entries: int, target: PivotTarget
+        self, problem: PlanesProblem, entries: int, target: PivotTarget, bands: int = 1
     ) -> tuple[PlanesTile, float]:
-        """The tile for a layer with `entries` packed entries, and its predicted cycles."""
+        """The tile for a layer with `entries` packed entries, or one of its `bands`, and its
+        predicted cycles.
+        """
 
     def choose_bands(
         self, problem: PlanesProblem, entries: int, target: PivotTarget
@@ -44,9 +46,14 @@ class TileRule(Protocol):
         """The same for the rows form."""
 
     def planes_cycles(
-        self, problem: PlanesProblem, tile: PlanesTile, entries: int, target: PivotTarget
+        self,
+        problem: PlanesProblem,
+        tile: PlanesTile,
+        entries: int,
+        target: PivotTarget,
+        bands: int = 1,
     ) -> float:
-        """Predicted cycles of a tile on one core."""
+        """Predicted cycles of a tile on one core, for a layer or one of its `bands`."""
 
 
 # Families without schedules of their own are ranked, for `inspect`, as x86 would be.

@@ -50,11 +50,11 @@ MOST_ENTRIES = 4
 
 
 def choose_planes(
-    problem: PlanesProblem, entries: int, target: PivotTarget
+    problem: PlanesProblem, entries: int, target: PivotTarget, bands: int = 1
 ) -> tuple[PlanesTile, float]:
     """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles."""
     target = _stored(target)
-    tile, cycles = cpu_tiles.choose_planes(problem, entries, target, planes_cycles, REACH)
+    tile, cycles = cpu_tiles.choose_planes(problem, entries, target, planes_cycles, REACH, bands)
     return with_operands(problem, tile, target), cycles
 
 
@@ -76,9 +76,9 @@ def choose_rows(problem: RowsProblem, entries: int, target: PivotTarget) -> tupl
 
 
 def planes_cycles(
-    problem: PlanesProblem, tile: PlanesTile, entries: int, target: PivotTarget
+    problem: PlanesProblem, tile: PlanesTile, entries: int, target: PivotTarget, bands: int = 1
 ) -> float:
-    """Cycles on one core for a layer with `entries` packed entries."""
+    """Cycles on one core for a layer with `entries` packed entries, or for one of its `bands`."""
     target = _stored(target)
     accumulators = problem.block_rows * tile.vectors
     span = tile.tiles * tile.width if problem.compact else tile.group_rows

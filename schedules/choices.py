@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from ..targets import PivotTarget
 from . import arm, cpu_tiles, tile_rule
-from .cost import PACK_CYCLES, rows_cycles
+from .cost import packing_cycles, rows_cycles
 from .cuda_planes import CudaTile
 from .cuda_rows import CudaRowsTile
 from .depthwise_tiles import DepthwiseProblem, DepthwiseTile, depthwise_space, tile_cycles
@@ -120,7 +120,7 @@ def planes_choices(
         target: the machine.
     """
     one, rule = replace(target, cores=1), tile_rule(target)
-    copies = 0.0 if direct else PACK_CYCLES * problem.batch * problem.image_floats / target.lanes
+    copies = 0.0 if direct else packing_cycles(problem.batch * problem.image_floats, target)
     for tile in planes_space(problem, one):
         cycles = rule.planes_cycles(problem, tile, entries, one) + copies
         yield cycles, Choice("planes", problem.block_rows, tile, keep_all)
@@ -130,9 +130,9 @@ def planes_choices(
     bands = rule.choose_bands(problem, entries, one)
     heights |= {bands.rows} if bands else set()
     for height in sorted(heights):
-        band = problem.band(height)
+        band, count = problem.band(height), cpu_tiles.band_count(problem, height)
         for tile in planes_space(band, one):
-            kernel = rule.planes_cycles(band, tile, entries, one)
+            kernel = rule.planes_cycles(band, tile, entries, one, count)
             cycles = cpu_tiles.bands_cycles(problem, height, kernel, one)
             yield cycles, Choice("planes", problem.block_rows, tile, keep_all, band_rows=height)
 

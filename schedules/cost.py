@@ -10,24 +10,21 @@ from __future__ import annotations
 import math
 
 from ..targets import PivotTarget
+from .core_costs import CoreCosts, core_costs
 from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem
 
-# The constants below, and `load_cycles` of the targets, were fitted to layers of many shapes and
-# densities, measured on one AVX-512 machine.
-# Cycles per stored vector, and around one ragged loop.
-STORE_CYCLES = 1.1
+# The constants below were fitted to layers of many shapes and densities, measured on one AVX-512
+# machine; those in which cores differ most are in `core_costs`.
+# Cycles around one ragged loop.
 LOOP_CYCLES = 4.0
-# A weight that is broadcast to a vector, and one that the only multiply-add which it serves
-# broadcasts by itself; a vector of the input that is not aligned, from level 1 and as a factor from
-# level 2; a load that is an instruction of its own.
-BROADCAST_CYCLES, FOLDED_BROADCAST = 0.34, 0.5
-STRADDLING_NEAR, STRADDLING_FAR = 0.9, 1.25
+# A weight that the only multiply-add which it serves broadcasts by itself; a load that is an
+# instruction of its own.
+FOLDED_BROADCAST = 0.5
 SEPARATE_LOAD = 1.25
 # How sharply the busier of two units hides the other: the exponent of their norm.
 OVERLAP = 4.0
-# Cycles of one squeezed vector: what picks it from the strip, the epilogue, a store that may be
-# partial; and where it straddles two vectors of the strip.
-SQUEEZE_CYCLES, STRADDLING_SQUEEZE = 4.0, 5.0
+# What a squeezed vector takes more where it straddles two vectors of the strip.
+STRADDLING_SQUEEZE = 1.0
 # One row per block, fitted to kernels of their own (see `row_sum`): cycles of a vector load from
 # level 1, aligned and not, and of one that misses, with the shares of level 1 from which some miss,
 # and more; what an entry takes beside, and the latency that shows; a run of entries, with a jump
@@ -43,16 +40,11 @@ MASKED_CYCLES = 3.8
 # Bytes per cycle from beyond level 2 (prefetched), and how much of a cache one operand can use.
 FAR_BYTES = 80.0
 CACHE_SHARE = 0.7
-# With K tiles or a panel: cycles of a vector load from level 1, aligned and not, and what misses:
-# the share grows with the part of level 1 that a tile's inputs take.
-ALIGNED_LOAD, STRADDLING_LOAD, MISSING_LOAD = 0.75, 1.25, 1.6
+# With K tiles or a panel: the share of vector loads that miss level 1 grows with the part of it
+# that a tile's inputs take.
 FREE_SHARE, MISSES_PER_SHARE = 0.17, 0.23
 # There the row blocks' short sums overlap, so only a part of a multiply-add's latency shows.
 LATENCY_SHOWN = 0.42
-# A row block's loop in one K tile; an accumulator that rests between two; a vector of a panel.
-VISIT_CYCLES, REST_CYCLES, COPY_CYCLES = 4.8, 1.27, 2.15
-# A vector of the padded planes that all but a depthwise plan have to be given first.
-PACK_CYCLES = 4.5
 # Bytes between two lines that share a set of level 1, and of level 2, and of a line.
 SET_BYTES, FAR_SET_BYTES, LINE_BYTES = 4096, 65536, 64
 # The rows form, per step: alone and for every input row. With columns of its own in every row,
@@ -66,9 +58,10 @@ STREAMED_BYTES = 26.0
 
 
 def planes_cycles(
-    problem: PlanesProblem, tile: PlanesTile, entries: int, target: PivotTarget
+    problem: PlanesProblem, tile: PlanesTile, entries: int, target: PivotTarget, bands: int = 1
 ) -> float:
-    """Cycles on one core for a layer with `entries` packed entries."""
+    """Cycles on one core for a layer with `entries` packed entries, or for one of its `bands`."""
+    costs = core_costs(target)
     r_, p_ = problem.block_rows, tile.vectors
     groups = tile.groups(problem)
     tiles = problem.batch * groups * tile.tiles
@@ -78,7 +71,7 @@ def planes_cycles(
         cycles = tiles * _k_tiled_cycles(problem, tile, entries, target)
     else:
         step = _step_cycles(problem, tile, target)
-        per_tile = LOOP_CYCLES + STORE_CYCLES * r_ * p_
+        per_tile = LOOP_CYCLES + costs.store * r_ * p_
         cycles = tiles * (entries * step + problem.row_blocks * per_tile)
     if tile.masked(problem) and not problem.compact:
         cycles += MASKED_CYCLES * problem.batch * groups * problem.row_blocks * r_ * tile.group_rows
@@ -87,10 +80,37 @@ def planes_cycles(
         columns = tile.columns(problem)
         pieces = -(-columns // lanes) * tile.group_rows
         whole = tile.panel_pitch == columns and columns % tile.lanes == 0
-        squeeze = SQUEEZE_CYCLES if tile.group_rows == 1 or whole else STRADDLING_SQUEEZE
+        squeeze = costs.squeeze
+        squeeze += 0.0 if tile.group_rows == 1 or whole else STRADDLING_SQUEEZE
         cycles += squeeze * problem.batch * groups * problem.row_blocks * r_ * pieces
     far = far_bytes(problem, tile, entries, target, _far_sets(problem, tile))
-    return cycles + far / FAR_BYTES
+    return cycles + far / FAR_BYTES + _strip_cycles(problem, tile, target, bands)
+
+
+def _strip_cycles(
+    problem: PlanesProblem, tile: PlanesTile, target: PivotTarget, bands: int
+) -> float:
+    """Cycles in which inputs and outputs come from beyond level 2, and go there, strip by strip."""
+    strips = core_costs(target).strips
+    if strips is None:
+        return 0.0
+    outputs = 4.0 * problem.batch * problem.rows * problem.pixels
+    residual = outputs if problem.epilogue.residual else 0.0
+    inputs = 4.0 * problem.batch * problem.image_floats
+    filled = bands * (inputs + outputs + residual) / target.l2_bytes
+    far = min(1.0, max(0.0, (filled - strips.resident) / strips.spread))
+    columns = tile.tiles * tile.width if problem.compact else tile.columns(problem)
+    whole_rows = not problem.compact and columns >= problem.width
+    strip = 4.0 * min(columns, problem.width) * (tile.group_rows if whole_rows else 1)
+    ahead = min(1.0, max(0.0, (strip - strips.begins) / (strips.ends - strips.begins)))
+    # A line is read before it is written; padded planes are read where the copy to them left them.
+    moved = 2.0 * outputs + residual + (inputs if problem.compact else 0.0)
+    return far * moved * ((1.0 - ahead) / strips.short + ahead / strips.long)
+
+
+def packing_cycles(floats: int, target: PivotTarget) -> float:
+    """Cycles of a copy to padded planes of so many floats."""
+    return core_costs(target).pack * floats / target.lanes
 
 
 def input_misses(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> float:
@@ -105,44 +125,49 @@ def _step_cycles(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) 
     """Cycles of one entry in one register tile: multiply-adds, loads and latency overlap."""
     r_, p_ = problem.block_rows, tile.vectors
     misses = input_misses(problem, tile, target)
-    near, far = target.load_cycles
+    costs = core_costs(target)
+    near, far = costs.near, costs.far
     if not problem.compact or problem.pixels % tile.lanes:
         straddling = _straddling(tile)
-        near += max(0.0, STRADDLING_NEAR - near) * straddling
-        far *= 1.0 + (STRADDLING_FAR - 1.0) * straddling
+        near += max(0.0, costs.straddling_near - near) * straddling
+        far *= 1.0 + (costs.straddling_far - 1.0) * straddling
     load = SEPARATE_LOAD * (near * (1.0 - misses) + far * misses)
     fma = r_ * p_ / target.fma_per_cycle
-    return _overlapped(fma, p_ * load + _broadcasts(r_, p_), target.fma_latency)
+    return _overlapped(fma, p_ * load + _broadcasts(r_, p_, costs), target.fma_latency)
 
 
-def _broadcasts(rows: int, vectors: int) -> float:
+def _broadcasts(rows: int, vectors: int, costs: CoreCosts) -> float:
     """Cycles of the weights' loads in one entry."""
-    return rows * (FOLDED_BROADCAST if vectors == 1 else BROADCAST_CYCLES)
+    return rows * (FOLDED_BROADCAST if vectors == 1 else costs.broadcast)
 
 
 def _k_tiled_cycles(
     problem: PlanesProblem, tile: PlanesTile, entries: int, target: PivotTarget
 ) -> float:
     """Cycles of a register tile whose columns are walked tile by tile, out of level 1."""
+    costs = core_costs(target)
     r_, p_, s_ = problem.block_rows, tile.vectors, tile.k_tiles
     share = _tile_bytes(problem, tile) / target.l1_bytes
     misses = min(1.0, max(0.0, (share - FREE_SHARE) * MISSES_PER_SHARE))
     straddling = 1.0 - _aligned(problem, tile)
     straddling *= _straddling(tile)
-    near = ALIGNED_LOAD + (STRADDLING_LOAD - ALIGNED_LOAD) * straddling
-    load = SEPARATE_LOAD * (near * (1.0 - misses) + MISSING_LOAD * misses)
+    near = costs.aligned_load + (costs.straddling_load - costs.aligned_load) * straddling
+    load = SEPARATE_LOAD * (near * (1.0 - misses) + costs.missing_load * misses)
     latency = LATENCY_SHOWN * target.fma_latency
-    step = _overlapped(r_ * p_ / target.fma_per_cycle, p_ * load + _broadcasts(r_, p_), latency)
-    rest = STORE_CYCLES + REST_CYCLES * (s_ - 1)
-    visit = VISIT_CYCLES + tile.slides * (ROW_RUN + SLIDE_CYCLES * r_ * p_)
+    step = _overlapped(
+        r_ * p_ / target.fma_per_cycle, p_ * load + _broadcasts(r_, p_, costs), latency
+    )
+    rest = costs.store + costs.rest * (s_ - 1)
+    visit = costs.visit + tile.slides * (ROW_RUN + SLIDE_CYCLES * r_ * p_)
     visits = problem.row_blocks * (s_ * visit + rest * r_ * p_)
-    return entries * step + visits + _panel_cycles(problem, tile)
+    return entries * step + visits + _panel_cycles(problem, tile, costs)
 
 
 def _one_row_cycles(
     problem: PlanesProblem, tile: PlanesTile, entries: int, target: PivotTarget
 ) -> float:
     """Cycles of a register tile with one row per block."""
+    costs = core_costs(target)
     p_, s_ = tile.vectors, tile.k_tiles
     share = _tile_bytes(problem, tile) / target.l1_bytes
     misses = max(0.0, (share - ROW_FREE_SHARE) * ROW_MISSES_PER_SHARE)
@@ -154,16 +179,16 @@ def _one_row_cycles(
     visit = ROW_VISIT + tile.slides * (ROW_RUN + SLIDE_CYCLES * p_)
     rest = ROW_STORE + ROW_REST * (s_ - 1)
     visits = problem.row_blocks * (s_ * visit + rest * p_)
-    return entries * step + visits + _panel_cycles(problem, tile)
+    return entries * step + visits + _panel_cycles(problem, tile, costs)
 
 
-def _panel_cycles(problem: PlanesProblem, tile: PlanesTile) -> float:
+def _panel_cycles(problem: PlanesProblem, tile: PlanesTile, costs: CoreCosts) -> float:
     """Cycles of a group's copies to panels, shared by its register tiles."""
     if not tile.panel:
         return 0.0
     panel = Panel(problem, tile)
     rows = problem.channels * panel.lines * panel.height / tile.tiles
-    return COPY_CYCLES * rows * -(-tile.panel_pitch // tile.lanes) * tile.stretches
+    return costs.copy * rows * -(-tile.panel_pitch // tile.lanes) * tile.stretches
 
 
 def _aligned(problem: PlanesProblem, tile: PlanesTile) -> float:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from ..planes import SLACK
 from ..targets import PivotTarget
-from .cost import PACK_CYCLES, rows_cycles
+from .cost import packing_cycles, rows_cycles
 from .problems import (
     MASKED_LANES,
     Bands,
@@ -22,7 +22,7 @@ from .problems import (
     RowsTile,
 )
 
-Cycles = Callable[[PlanesProblem, PlanesTile, int, PivotTarget], float]
+Cycles = Callable[[PlanesProblem, PlanesTile, int, PivotTarget, int], float]
 
 # Waking the other cores costs about as much as this much work on one.
 PARALLEL_CYCLES = 60_000.0
@@ -258,10 +258,14 @@ def choose_planes(
     target: PivotTarget,
     predict: Cycles,
     reach: Reach = RULE,
+    bands: int = 1,
 ) -> tuple[PlanesTile, float]:
-    """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles."""
+    """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles.
+
+    The problem is the whole layer, or one of its `bands`.
+    """
     tiles = planes_tiles(problem, target, reach)
-    costs = ((predict(problem, tile, entries, target), tile) for tile in tiles)
+    costs = ((predict(problem, tile, entries, target, bands), tile) for tile in tiles)
     cycles, best = min(costs, key=lambda pair: pair[0])
     return share_planes(problem, best, cycles, target), cycles
 
@@ -322,11 +326,17 @@ def choose_bands(
     one = replace(target, cores=1)
 
     def cycles(rows: int) -> float:
-        kernel = choose_planes(problem.band(rows), entries, one, predict, reach)[1]
+        count = band_count(problem, rows)
+        kernel = choose_planes(problem.band(rows), entries, one, predict, reach, count)[1]
         return bands_cycles(problem, rows, kernel, target)
 
     best = min(heights, key=cycles)
     return share_bands(best, cycles(best), target)
+
+
+def band_count(problem: PlanesProblem, rows: int) -> int:
+    """Into how many bands of so many output rows the images are cut."""
+    return problem.batch * -(-problem.height // rows)
 
 
 def bands_cycles(problem: PlanesProblem, rows: int, kernel: float, target: PivotTarget) -> float:
@@ -334,8 +344,8 @@ def bands_cycles(problem: PlanesProblem, rows: int, kernel: float, target: Pivot
 
     All cores share the bands.
     """
-    count = problem.batch * -(-problem.height // rows)
-    copies = PACK_CYCLES * problem.band(rows).image_floats / target.lanes
+    count = band_count(problem, rows)
+    copies = packing_cycles(problem.band(rows).image_floats, target)
     return -(-count // target.cores) * (kernel + copies)
 
 

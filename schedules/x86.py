@@ -10,10 +10,13 @@ from .problems import Bands, PlanesProblem, PlanesTile
 
 
 def choose_planes(
-    problem: PlanesProblem, entries: int, target: PivotTarget
+    problem: PlanesProblem, entries: int, target: PivotTarget, bands: int = 1
 ) -> tuple[PlanesTile, float]:
-    """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles."""
-    tile, cycles = cpu_tiles.choose_planes(problem, entries, target, planes_cycles)
+    """The tile with the fewest predicted cycles for `entries` packed entries, and those cycles.
+
+    The problem is the whole layer, or one of its `bands`.
+    """
+    tile, cycles = cpu_tiles.choose_planes(problem, entries, target, planes_cycles, bands=bands)
     return cpu_tiles.prefetching(problem, tile), cycles
 
 

@@ -160,7 +160,8 @@ def predict(
     best = rule.choose_planes(whole, entries, target)[1]
     if not choice.band_rows:
         return rule.planes_cycles(whole, tile, entries, target) / best
-    kernel = rule.planes_cycles(whole.band(choice.band_rows), tile, entries, target)
+    band, count = whole.band(choice.band_rows), cpu_tiles.band_count(whole, choice.band_rows)
+    kernel = rule.planes_cycles(band, tile, entries, target, count)
     return cpu_tiles.bands_cycles(whole, choice.band_rows, kernel, target) / best
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..schedules.core_costs import AMD
 from .records import TargetKey, TaskKey, TuningRecord
 
 # How much a doubling counts. The block's height decides which register tiles are possible at all;
@@ -17,7 +18,6 @@ _DERIVED = frozenset(
     {"image_floats", "row_blocks", "pitch", "channels", "input_height", "input_width"}
 )
 _OTHER_CPU, _OTHER_MAKER = 0.5, 1.0
-_AMD = ("znver", "bdver", "btver", "amdfam")
 _UNKNOWN = 2.0
 
 
@@ -119,7 +119,7 @@ def _machines_apart(a: TargetKey, b: TargetKey) -> float:
 
 
 def _is_amd(target: TargetKey) -> bool:
-    return target.mcpu.startswith(_AMD)
+    return target.mcpu.startswith(AMD)
 
 
 def _by_cost(record: TuningRecord) -> tuple[float, str]:

@@ -18,7 +18,7 @@ from ..relay_passes.layer_kernels import fits, problem_of, rule_choice
 from ..relay_passes.layers import Layer, Plan
 from ..schedules import cpu_tiles, tile_rule
 from ..schedules.choices import Choice, nearest, planes_space, rows_space
-from ..schedules.cost import PACK_CYCLES
+from ..schedules.cost import packing_cycles
 from ..schedules.depthwise_tiles import DepthwiseProblem, depthwise_space, tile_cycles
 from ..schedules.problems import Epilogue, PlanesProblem, RowsProblem
 from ..targets import PivotTarget
@@ -211,10 +211,11 @@ def _cycles(
         return tile_cycles(problem, tile, target)
     planes_cycles = tile_rule(target).planes_cycles
     if not choice.band_rows:
-        copies = PACK_CYCLES * problem.batch * problem.image_floats / target.lanes
+        copies = packing_cycles(problem.batch * problem.image_floats, target)
         kernel = planes_cycles(problem, tile, entries, target)
         return kernel if problem.compact else kernel + copies
-    kernel = planes_cycles(problem.band(choice.band_rows), tile, entries, target)
+    band, count = problem.band(choice.band_rows), cpu_tiles.band_count(problem, choice.band_rows)
+    kernel = planes_cycles(band, tile, entries, target, count)
     return cpu_tiles.bands_cycles(problem, choice.band_rows, kernel, target)
 
 

@@ -1,0 +1,99 @@
+"""What x86 cores differ in that `cost` has to know: cycles of single steps, fitted to measurements.
+
+Each set was fitted to hundreds of candidates of layers of many shapes, measured on one machine with
+AVX-512.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..targets import PivotTarget
+
+
+@dataclass(frozen=True)
+class Strips:
+    """What a core gets from beyond level 2, in bytes per cycle.
+
+    Caches fetch ahead where memory is walked in one direction for long enough. A group of pixels
+    reads and writes a strip of each plane; between two strips lies the rest of the plane.
+
+    Attributes:
+        short, long: of strips up to `begins` bytes, and from `ends` bytes on.
+        begins, ends: strips that are fetched ahead in part lie between.
+        resident: how many level-2 caches a layer's inputs and outputs may fill and still be there.
+        spread: with so much more they all come from beyond.
+    """
+
+    short: float
+    long: float
+    begins: float
+    ends: float
+    resident: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class CoreCosts:
+    """Cycles of one core. The defaults are a Zen 5's.
+
+    Attributes:
+        broadcast: a weight that is loaded and broadcast to a vector.
+        near, far: a vector of the input from level 1, and from level 2.
+        straddling_near, straddling_far: one that is not aligned from level 1, and as a factor from
+            level 2.
+        aligned_load, straddling_load, missing_load: the same with K tiles or a panel, and what
+            level 1 does not serve there.
+        store: a vector that is stored.
+        squeeze: a vector picked from a strip, with its epilogue and a store that may be partial.
+        rest: an accumulator that rests between two K tiles.
+        visit: a row block's loop in one K tile.
+        copy: a vector of a panel.
+        pack: a vector of the padded planes that all but a depthwise plan have to be given first.
+        strips: None where memory is fast enough that they do not matter.
+    """
+
+    broadcast: float = 0.34
+    near: float = 0.1
+    far: float = 1.4
+    straddling_near: float = 0.9
+    straddling_far: float = 1.25
+    aligned_load: float = 0.75
+    straddling_load: float = 1.25
+    missing_load: float = 1.6
+    store: float = 1.1
+    squeeze: float = 4.0
+    rest: float = 1.27
+    visit: float = 4.8
+    copy: float = 2.15
+    pack: float = 4.5
+    strips: Strips | None = None
+
+
+ZEN = CoreCosts()
+# Of an Intel Xeon with 2 MB of level 2, whose level 3 is far away.
+XEON = CoreCosts(
+    broadcast=0.6,
+    near=0.1,
+    far=1.0,
+    straddling_near=1.18,
+    straddling_far=1.32,
+    aligned_load=0.91,
+    straddling_load=1.58,
+    missing_load=1.3,
+    store=1.48,
+    squeeze=2.2,
+    rest=2.1,
+    visit=6.2,
+    copy=2.1,
+    pack=3.4,
+    strips=Strips(4.7, 14.7, 580.0, 910.0, 0.89, 0.34),
+)
+# LLVM's names of AMD's cores begin so.
+AMD = ("znver", "bdver", "btver", "amdfam")
+
+
+def core_costs(target: PivotTarget) -> CoreCosts:
+    """The set for a target: by the maker of its CPU, where it has vectors of 16 floats."""
+    intel = target.family == "x86" and not str(target.tvm.get("mcpu", "")).startswith(AMD)
+    return XEON if intel and target.lanes == 16 else ZEN
