@@ -50,7 +50,7 @@ def test_the_best_record_is_of_the_same_task() -> None:
         ({"entries": 920}, 1.0),
         ({"entries": 0}, 1.0),
         ({"target": replace(TARGET, cores=4)}, 2.0),
-        ({"target": replace(TARGET, mcpu="znver4")}, 1.0),
+        ({"target": replace(TARGET, mcpu="znver4")}, 2.0),
         ({"target": replace(TARGET, mcpu="sapphirerapids")}, 0.5),
         ({"target": replace(TARGET, lanes=8)}, None),
         ({"target": replace(TARGET, family="arm")}, None),

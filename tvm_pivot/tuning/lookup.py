@@ -17,7 +17,7 @@ _WEIGHTS = {"block_rows": 4.0, "taps": 2.0}
 _DERIVED = frozenset(
     {"image_floats", "row_blocks", "pitch", "channels", "input_height", "input_width"}
 )
-_OTHER_CPU, _OTHER_MAKER = 0.5, 1.0
+_OTHER_CPU, _OTHER_MAKER = 0.5, 2.0
 _UNKNOWN = 2.0
 
 
@@ -61,7 +61,7 @@ def distance(one: TaskKey, other: TaskKey) -> float | None:
     The sum of: ``|log2(a / b)|`` for every extent of the problem (4 times that for the block's
     height, 2 times for the taps), for the density and for the cores; 1 for every other field that
     differs, such as one of the epilogue; 1 if one output is compact and the other has gaps between
-    its rows; 1 for another CPU of the family, but 0.5 for another x86 of the same maker; 2 for a
+    its rows; 2 for another CPU of the family, but 0.5 for another x86 of the same maker; 2 for a
     field that only one of them has.
 
     Returns:
