@@ -71,7 +71,8 @@ class CoreCosts:
 
 
 ZEN = CoreCosts()
-# Of an Intel Xeon with 2 MB of level 2, whose level 3 is far away.
+# Of an Intel Xeon with 2 MB of level 2, whose level 3 is far away. The fit says 0.96 of a broadcast
+# and 1.53 of a load that misses; with these, whole networks of dense layers are faster.
 XEON = CoreCosts(
     broadcast=0.6,
     near=0.1,

@@ -2,7 +2,8 @@
 
 The last block (the anchor) walks rows; everything else is computed inside one row, where it stays
 in the level-1 cache. If memory runs along the reduced axis, the sum is kept in lanes and
-folded at the end of the row; if it runs along the rows' last axis, that axis is the vector.
+folded at the end of the row; if it runs along the rows' last axis, that axis is the vector. Rows of
+two to four elements are written out, and LLVM makes vectors of many rows.
 """
 
 from __future__ import annotations
