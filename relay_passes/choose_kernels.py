@@ -13,6 +13,7 @@ from ..schedules.choices import Choice
 from ..schedules.problems import Epilogue
 from ..targets import PivotTarget
 from .epilogues import fuse_epilogues
+from .follow_in_bands import follow_in_bands
 from .layer_kernels import rule_choice
 from .layers import Layer, Plan, PlannedLayer
 
@@ -41,8 +42,12 @@ def choose_kernels(
     mod: IRModule, planned: Sequence[PlannedLayer], target: PivotTarget, tuned: Tuned | None
 ) -> list[PlannedLayer]:
     """The layers with their choices."""
-    epilogues = {f.layer.var: f.epilogue for f in fuse_epilogues(mod, [p.layer for p in planned])}
-    return [_chosen(one, epilogues[one.layer.var], target, tuned) for one in planned]
+    fused = fuse_epilogues(mod, [p.layer for p in planned])
+    epilogues = {f.layer.var: f.epilogue for f in fused}
+    return [
+        _chosen(one, epilogues[one.layer.var], target, tuned) if one.choice is None else one
+        for one in follow_in_bands(mod, planned, fused, target)
+    ]
 
 
 def _chosen(

@@ -23,7 +23,7 @@ from ..schedules.choices import (
     planes_choices,
     rows_choices,
 )
-from ..schedules.cost import rows_cycles
+from ..schedules.cost import packing_cycles, rows_cycles
 from ..schedules.depthwise import depthwise_kernel
 from ..schedules.depthwise_tiles import (
     DepthwiseProblem,
@@ -37,7 +37,7 @@ from ..targets import PivotTarget
 from ..windows import pack_windows
 from .cuda_kernels import cuda_choices, cuda_kernel, cuda_rule_choice
 from .detect import planes_problem
-from .layers import Layer, Plan, rows_problem
+from .layers import Handover, Layer, Plan, rows_problem
 from .pack_layer import LayerKernel, pack_planes_layer, tables_of
 
 Problem = PlanesProblem | RowsProblem | DepthwiseProblem
@@ -114,11 +114,17 @@ def fits(choice: Choice, plan: Plan) -> bool:
 
 
 def layer_kernel(
-    layer: Layer, plan: Plan, epilogue: Epilogue, choice: Choice, target: PivotTarget
+    layer: Layer,
+    plan: Plan,
+    epilogue: Epilogue,
+    choice: Choice,
+    target: PivotTarget,
+    handover: Handover | None = None,
 ) -> LayerKernel:
     """The kernel of `choice`, on as many cores of the target as are worth it.
 
-    With bands its input and output are images; otherwise they are as the kernel's form has them.
+    With bands its input and output are images; otherwise they are as the kernel's form has them. A
+    `handover` needs bands.
     """
     if target.family == "cuda":
         return cuda_kernel(layer, plan, epilogue, choice, target)
@@ -131,7 +137,7 @@ def layer_kernel(
         return _depthwise(layer, problem, tile, target)
     assert isinstance(tile, PlanesTile)
     if choice.band_rows:
-        return _banded(layer, plan, problem, tile, choice.band_rows, target)
+        return _banded(layer, plan, epilogue, tile, choice.band_rows, target, handover)
     cycles = tile_rule(target).planes_cycles(problem, tile, plan.entries, target)
     tile = cpu_tiles.share_planes(problem, tile, cycles, target)
     packed, more = pack_planes_layer(layer, plan, problem, tile)
@@ -148,29 +154,40 @@ def layer_kernel(
 def _banded(
     layer: Layer,
     plan: Plan,
-    problem: PlanesProblem,
+    epilogue: Epilogue,
     tile: PlanesTile,
     rows: int,
     target: PivotTarget,
+    handover: Handover | None,
 ) -> LayerKernel:
-    """A convolution that lays its planes out itself, some output rows at a time."""
-    g, band = layer.geometry, problem.band(rows)
-    one = replace(target, cores=1)
-    count = cpu_tiles.band_count(problem, rows)
+    """A convolution that goes some output rows at a time, for which it lays out planes if need be.
+
+    A direct one does with a follower only.
+    """
+    g, follower = layer.geometry, None if handover is None else handover.follower
+    problem, in_band = planes_problem(layer, plan, epilogue), replace(layer, geometry=g.band(rows))
+    band = planes_problem(in_band, plan, epilogue)
+    one, count = replace(target, cores=1), g.batch * -(-g.y.output // rows)
     cycles = tile_rule(target).planes_cycles(band, tile, plan.entries, one, count)
-    cycles = cpu_tiles.bands_cycles(problem, rows, cycles, target)
-    bands = cpu_tiles.share_bands(rows, cycles, target)
-    packed, more = pack_planes_layer(replace(layer, geometry=g.band(rows)), plan, band, tile)
+    cycles += 0.0 if g.direct else packing_cycles(band.image_floats, target)
+    bands = cpu_tiles.share_bands(rows, -(-count // target.cores) * cycles, target)
+    packed, more = pack_planes_layer(layer if g.direct else in_band, plan, band, tile)
+    others = () if handover is None else handover.tables
     dtype = target.precision
 
     def make() -> tirx.PrimFunc:
         kernel = schedule_planes(planes_kernel(band, tile, dtype), band, tile)
-        kernel = in_bands(kernel, g, bands, target.stored_lanes)
+        kernel = in_bands(kernel, g, bands, target.stored_lanes, follower)
         return isolate_tasks(kernel) if band.block_rows == 1 else kernel
 
-    output = (g.batch, g.outputs, g.y.output, g.x.output)
-    key = (g, problem, bands, tile, dtype)
-    return LayerKernel(key, make, output, tables_of(packed, more, dtype, BEYOND), dtype)
+    images = (g.batch, g.outputs, g.y.output, g.x.output)
+    output = images
+    if follower is not None:
+        output = (*images[:2], follower.y.output, follower.x.output)
+    residual = problem.output if g.direct else images
+    key = (g, band, bands, tile, dtype, follower)
+    tables = tables_of(packed, (*more, *others), dtype, BEYOND)
+    return LayerKernel(key, make, output, tables, dtype, residual)
 
 
 def _rows(

@@ -13,6 +13,7 @@ from ..layout import FloatArray, IntArray
 from ..planes import AxisGeometry, ConvGeometry
 from ..report import SharedOrder
 from ..schedules.choices import Choice
+from ..schedules.followers import Follower
 from ..schedules.problems import Epilogue, RowsProblem
 from .graph import (
     MAIN,
@@ -103,6 +104,23 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
+class Handover:
+    """What a layer's kernel does beside the layer (see `follow_in_bands`).
+
+    Attributes:
+        follower: the operation that follows in its bands.
+        end: the variable that its result is bound to.
+        inner: the variables between the layer's sum and that one.
+        tables: constants of the follower.
+    """
+
+    follower: Follower
+    end: Var
+    inner: frozenset[Var]
+    tables: tuple[FloatArray, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class PlannedLayer:
     """A layer and its plan.
 
@@ -114,6 +132,8 @@ class PlannedLayer:
         shared: orders that its rows or columns share with other layers (see `fuse_permutations`).
         choice: how its kernel is made (see `choose_kernels`); None until that is chosen.
         record: the tuning record that the choice is from; empty where the rule chose.
+        handover: what its kernel does beside it; None for the layer alone.
+        within: the layer whose kernel computes this one, too; empty if it has its own.
     """
 
     layer: Layer
@@ -123,6 +143,13 @@ class PlannedLayer:
     shared: tuple[SharedOrder, ...] = ()
     choice: Choice | None = None
     record: str = ""
+    handover: Handover | None = None
+    within: str = ""
+
+    @property
+    def alone(self) -> bool:
+        """Whether its kernel computes this layer and no other operation."""
+        return self.handover is None and not self.within
 
     @property
     def skips(self) -> bool:

@@ -23,7 +23,7 @@ def legalize_max_pool2d(target: PivotTarget) -> Legalize:
     """
 
     def legalize(builder: relax.BlockBuilder, call: Call) -> Expr:
-        shape, axes = static_shape(call.args[0]), _axes(call)
+        shape, axes = static_shape(call.args[0]), pooled_axes(call)
         if shape is None or axes is None or not is_supported(*axes):
             return call.op.get_attr("FLegalize")(builder, call)
         y, x = axes
@@ -37,7 +37,7 @@ def legalize_max_pool2d(target: PivotTarget) -> Legalize:
     return legalize
 
 
-def _axes(call: Call) -> tuple[AxisGeometry, AxisGeometry] | None:
+def pooled_axes(call: Call) -> tuple[AxisGeometry, AxisGeometry] | None:
     """Rows and columns of a float32 pooling in NCHW with known sizes; None for any other."""
     attrs, source, result = call.attrs, static_shape(call.args[0]), static_shape(call)
     layouts = {str(attrs.layout), str(attrs.out_layout)}

@@ -17,7 +17,7 @@ from .epilogues import FusedLayer, fuse_epilogues
 from .feature_major import FeatureMajor
 from .graph import MAIN, Rewriter, constant, dtype_of, static_shape
 from .layer_kernels import layer_kernel, rule_choice
-from .layers import Layer, Plan, PlannedLayer
+from .layers import Handover, Layer, Plan, PlannedLayer
 from .pack_layer import LayerKernel
 
 # Fewer floats than this are copied faster by one core than by waking another.
@@ -73,6 +73,7 @@ class Site:
         residual: what its epilogue adds, in the shape of the output.
         shape: the output's shape in the graph.
         choice: how its kernel is made.
+        handover: what its kernel does beside it.
     """
 
     fused: FusedLayer
@@ -81,6 +82,7 @@ class Site:
     residual: Expr | None
     shape: tuple[int, ...]
     choice: Choice
+    handover: Handover | None = None
 
     @property
     def layer(self) -> Layer:
@@ -96,6 +98,11 @@ class Lowering:
         self.target = target
         self.ends = {f.end: (f, plans[f.layer.var]) for f in fused}
         self.inner = {var for f in fused for var in f.inner}
+        for one in fused:
+            handover = plans[one.layer.var].handover
+            if handover is not None:
+                self.inner |= handover.inner
+                self.ends[handover.end] = self.ends.pop(one.end)
         self.starts = {f.layer.var for f in fused}
         self.inputs: dict[Var, Expr] = {}
         self.kernels = Kernels()
@@ -119,7 +126,8 @@ class Lowering:
         residual = fused.residual
         if isinstance(residual, Var):
             residual = rw.remap.get(residual, residual)
-        site = Site(fused, plan, self.inputs[fused.layer.var], residual, shape, choice)
+        x, handover = self.inputs[fused.layer.var], planned.handover
+        site = Site(fused, plan, x, residual, shape, choice, handover)
         if plan.form == "rows":
             return self._rows(rw, site)
         if plan.form == "depthwise":
@@ -161,7 +169,8 @@ class Lowering:
         return rw.reshape(self._run(rw, site, self._made(site), x, site.residual), site.shape)
 
     def _made(self, site: Site) -> LayerKernel:
-        return layer_kernel(site.layer, site.plan, site.fused.epilogue, site.choice, self.target)
+        epilogue, handover = site.fused.epilogue, site.handover
+        return layer_kernel(site.layer, site.plan, epilogue, site.choice, self.target, handover)
 
     def _run(
         self, rw: Rewriter, site: Site, made: LayerKernel, x: Expr, residual: Expr | None
@@ -171,7 +180,7 @@ class Lowering:
         tables = (constant(table) for table in made.tables(site.fused.bias))
         args = [_cast(rw, x, made.dtype), *tables]
         if residual is not None:
-            args.append(_cast(rw, rw.reshape(residual, made.output), made.dtype))
+            args.append(_cast(rw, rw.reshape(residual, made.residual or made.output), made.dtype))
         out = relax.TensorType(made.output, made.dtype)
         return _cast(rw, rw.emit(relax.call_tir(kernel, args, out)), "float32")
 

@@ -29,6 +29,7 @@ class LayerKernel:
         output: the shape of what it returns.
         tables: what it takes between its input and its residual, for a bias float32 [N].
         dtype: of what it reads and returns.
+        residual: the shape of what it adds, if that is another than `output`.
     """
 
     key: object
@@ -36,11 +37,12 @@ class LayerKernel:
     output: tuple[int, ...]
     tables: Tables
     dtype: str = "float32"
+    residual: tuple[int, ...] = ()
 
 
 def tables_of(
     packed: PackedWeight | SlicedWeight,
-    more: tuple[IntArray, ...] = (),
+    more: tuple[npt.NDArray[Any], ...] = (),
     dtype: str = "float32",
     beyond: int = 0,
 ) -> Tables:

@@ -90,6 +90,8 @@ def _fills(masks: BlockMasks) -> tuple[BlockFill, ...]:
 
 
 def _reason(planned: PlannedLayer, pattern: Pattern, dropped: bool) -> str:
+    if planned.within:
+        return f"computed in the bands of {planned.within}, by its kernel"
     if not planned.sparse:
         return "the dense build was asked for"
     if planned.skips:

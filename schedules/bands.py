@@ -4,114 +4,150 @@ The planes of a large image do not fit the level-2 cache, and the planes kernel 
 order of its columns, which no prefetcher can follow. A band of output rows reads few rows of the
 image. These are copied, channel by channel, to planes that stay in level 2 while all row blocks
 use them; the padding is added on the way, and no planes of the whole image are ever written.
+
+What such a band computes may be worked on while it is in level 2, too (see `followers`). Then a
+convolution that reads the image as it is goes band by band as well, without a copy.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import tvm
-import tvm_ffi
 from tvm import tirx
-from tvm.ir import TensorLoad, TensorRegion
 from tvm.s_tir import SBlock, SBlockRealize
 
 from ..planes import ConvGeometry
 from .analysis import substitute
 from .block_sparse import OUTPUT
-from .masked_stores import is_masked, masked_elsewhere
-from .moves import few_tasks
+from .followers import BandRows, Follower
+from .moves import few_tasks, in_sequence
 from .pack_planes import clear_slack, lay_out, loop
+from .placement import Place, moved, shifted
 from .problems import Bands
 from .store_once import STORES_ONCE, store_freely
 
 
 def in_bands(
-    kernel: tirx.PrimFunc, geometry: ConvGeometry, bands: Bands, lanes: int
+    kernel: tirx.PrimFunc,
+    geometry: ConvGeometry,
+    bands: Bands,
+    lanes: int,
+    follower: Follower | None = None,
 ) -> tirx.PrimFunc:
     """A kernel for whole images from the one for a band.
 
     Args:
-        kernel: the scheduled planes kernel of ``geometry.band(bands.rows)``, for one core; its
-            output rows have gaps.
+        kernel: the scheduled planes kernel for ``bands.rows`` output rows of one image, for one
+            core. Where the convolution is direct, a band is a stretch of pixels.
         geometry: the convolution.
         bands: at most all output rows. The last band ends with the image.
         lanes: floats of a vector.
+        follower: what each band does with its rows; its output is the kernel's then. A direct
+            convolution has one.
 
     Returns:
         The same kernel, but X is [batch, channels, height, width], and Y and the residual are
-        [batch, outputs, output height, output width].
+        [batch, outputs, output height, output width]; those of a direct convolution are as they
+        are in its kernel for whole images. Tables of the follower come behind its own.
     """
-    if kernel.attrs.get(STORES_ONCE) and geometry.y.output % bands.rows:
+    if kernel.attrs.get(STORES_ONCE) and (follower or geometry.y.output % bands.rows):
         kernel = store_freely(kernel)
-    rows, height, batch = bands.rows, geometry.y.output, geometry.batch
-    band, count = geometry.band(rows), -(-height // rows)
-    shape = (batch, geometry.outputs, height, geometry.x.output)
-    params = {str(param.name): param for param in kernel.params}
-    dtype = params["X"].ty.dtype
-    planes = tirx.decl_buffer((1, band.image_floats), dtype, name="planes")
-    image = (batch, geometry.channels, geometry.y.size, geometry.x.size)
-    x = tirx.decl_buffer(image, dtype, name="X")
-    whole = {
-        params[name]: tirx.decl_buffer(shape, dtype, name=name)
-        for name in (OUTPUT, "residual")
-        if name in params
-    }
+    walk = _Walk(kernel, geometry, bands, lanes, follower)
+    kind = tirx.ForKind.PARALLEL if bands.parallel else tirx.ForKind.SERIAL
+    tasks = loop(geometry.batch * walk.count, walk.task, kind)
+    root = SBlock([], [], [], "root", few_tasks(tasks))
+    body = SBlockRealize([], tirx.const(True, "bool"), root)
+    return tirx.PrimFunc(walk.parameters, body, kernel.ret_type, kernel.attrs)
 
-    def task(t: Any) -> SBlockRealize:
-        n, first = tirx.floordiv(t, count), tirx.floormod(t, count) * rows
-        if height % rows:
-            first = tirx.min(first, tirx.const(height - rows, "int32"))
 
-        def channel(c: Any) -> tirx.Stmt:
-            zero = tirx.const(0, "int32")
-            parts = lay_out(geometry, band, x, planes, (n, zero), c, lanes, first)
-            return parts[0] if len(parts) == 1 else tirx.SeqStmt(parts)
+class _Walk:
+    """How a kernel walks the bands of an image."""
 
-        steps = [
-            loop(band.channels, channel),
-            clear_slack(band, planes, tirx.const(0, "int32"), lanes),
-            _moved(substitute(kernel.body, {params["X"]: planes}), whole, n, first),
-        ]
-        block = SBlock([], [], [], "band", tirx.SeqStmt(steps), alloc_buffers=[planes])
+    def __init__(
+        self,
+        kernel: tirx.PrimFunc,
+        geometry: ConvGeometry,
+        bands: Bands,
+        lanes: int,
+        follower: Follower | None,
+    ) -> None:
+        g = geometry
+        self.kernel, self.geometry, self.lanes, self.follower = kernel, g, lanes, follower
+        self.params = {str(param.name): param for param in kernel.params}
+        self.dtype = self.params["X"].ty.dtype
+        self.bands, self.band = bands, None if g.direct else g.band(bands.rows)
+        self.rows: BandRows | None = None
+        shape = (g.batch, g.outputs, g.y.output, g.x.output)
+        residual = (*shape[:2], g.y.output * g.x.output) if g.direct else shape
+        self.step, self.total = bands.rows, g.y.output
+        if follower is not None:
+            self.rows = BandRows(follower, g.outputs, bands.rows, g.x.output, g.direct)
+            self.step, self.total = self.rows.outputs, follower.y.output
+            shape = (*shape[:2], follower.y.output, follower.x.output)
+        image = (g.batch, g.channels, g.y.size, g.x.size)
+        self.x = self._buffer("X", (g.batch, g.image_floats) if g.direct else image)
+        self.y = self._buffer(OUTPUT, shape)
+        self.residual = self._buffer("residual", residual)
+        self.tables = [] if follower is None else follower.tables
+
+    def _buffer(self, name: str, shape: tuple[int, ...]) -> Any:
+        return tirx.decl_buffer(shape, self.dtype, name=name)
+
+    @property
+    def count(self) -> int:
+        """Bands of an image."""
+        return -(-self.total // self.step)
+
+    @property
+    def parameters(self) -> list[Any]:
+        """The kernel's parameters for whole images."""
+        mine = {"X": self.x, "residual": self.residual, OUTPUT: self.y}
+        params = [mine.get(name, param) for name, param in self.params.items()]
+        last = 2 if "residual" in self.params else 1
+        return [*params[:-last], *self.tables, *params[-last:]]
+
+    def task(self, t: Any) -> SBlockRealize:
+        """Band `t` of all images."""
+        n, start = tirx.floordiv(t, self.count), tirx.floormod(t, self.count) * self.step
+        if self.total % self.step:
+            start = tirx.min(start, tirx.const(self.total - self.step, "int32"))
+        first = start if self.rows is None else self.rows.first(start)
+        steps, buffers = self._computed(n, start, first)
+        if self.rows is not None and self.follower is not None:
+            written, more = self.follower.write(self.rows, self.tables, self.y, n, start)
+            steps.append(written)
+            buffers += [self.rows.buffer, *more]
+        block = SBlock([], [], [], "band", in_sequence(steps), alloc_buffers=buffers)
         return SBlockRealize([], tirx.const(True, "bool"), block)
 
-    kind = tirx.ForKind.PARALLEL if bands.parallel else tirx.ForKind.SERIAL
-    root = SBlock([], [], [], "root", few_tasks(loop(batch * count, task, kind)))
-    replaced = {params["X"]: x, **whole}
-    return tirx.PrimFunc(
-        [replaced.get(param, param) for param in kernel.params],
-        SBlockRealize([], tirx.const(True, "bool"), root),
-        kernel.ret_type,
-        kernel.attrs,
-    )
+    def _computed(self, n: Any, start: Any, first: Any) -> tuple[list[tirx.Stmt], list[Any]]:
+        """The convolution's rows from `first` on, and buffers for that."""
+        g, width = self.geometry, self.geometry.x.output
 
+        def placed(at: Any) -> list[Any]:
+            if g.direct:
+                return [n, at[1], shifted(at[2], first * width)]
+            return [n, at[1], first + at[2], at[3]]
 
-def _moved(body: Any, whole: dict[Any, Any], n: Any, first: Any) -> Any:
-    """`body` with the rows of a band, in Y and the residual, where they lie in whole images."""
+        output: tuple[Any, Place] = (self.y, placed)
+        if self.rows is not None:
+            output = (self.rows.buffer, self.rows.stored(start))
+        places: dict[Any, tuple[Any, Place]] = {self.params[OUTPUT]: output}
+        if "residual" in self.params:
+            places[self.params["residual"]] = (self.residual, placed)
+        if self.band is None:
+            places[self.params["X"]] = (self.x, lambda at: [n, shifted(at[1], first * width)])
+            return [moved(self.kernel.body, places)], []
+        planes = self._buffer("planes", (1, self.band.image_floats))
+        body = moved(substitute(self.kernel.body, {self.params["X"]: planes}), places)
+        return [*self._laid_out(self.band, planes, n, first), body], [planes]
 
-    def place(indices: Any) -> list[Any]:
-        return [n, indices[1], first + indices[2], indices[3]]
+    def _laid_out(self, band: ConvGeometry, planes: Any, n: Any, first: Any) -> list[tirx.Stmt]:
+        """The planes of the output rows from `first` on."""
+        zero = tirx.const(0, "int32")
 
-    def load(node: Any) -> Any:
-        buffer = whole.get(node.source)
-        return node if buffer is None else tirx.BufferLoad(buffer, place(node.indices))
+        def channel(c: Any) -> tirx.Stmt:
+            parts = lay_out(self.geometry, band, self.x, planes, (n, zero), c, self.lanes, first)
+            return in_sequence(parts)
 
-    def store(node: tirx.BufferStore) -> tirx.BufferStore:
-        buffer = whole.get(node.buffer)
-        return node if buffer is None else tirx.BufferStore(buffer, node.value, place(node.indices))
-
-    def masked(node: tvm.ir.Call) -> Any:
-        buffer = whole.get(node.args[0]) if is_masked(node) else None
-        return node if buffer is None else masked_elsewhere(node, buffer, place)
-
-    def region(node: TensorRegion) -> Any:
-        buffer = whole.get(node.source)
-        if buffer is None:
-            return node
-        everything = [tvm.ir.Range(0, extent) for extent in buffer.ty.shape]
-        return tirx.BufferRegion(buffer, everything)
-
-    rewrites = [(TensorLoad, load), (tirx.BufferStore, store)]
-    rewrites += [(TensorRegion, region), (tvm.ir.Call, masked)]
-    return tvm_ffi.structural_map(body, rewrites)
+        return [loop(band.channels, channel), clear_slack(band, planes, zero, self.lanes)]

@@ -113,6 +113,16 @@ def packing_cycles(floats: int, target: PivotTarget) -> float:
     return core_costs(target).pack * floats / target.lanes
 
 
+def reading_cycles(floats: int, target: PivotTarget) -> float:
+    """Cycles to read so many floats that were written before, where they have left level 2."""
+    strips = core_costs(target).strips
+    if strips is None:
+        return 0.0
+    filled = 4.0 * floats / target.l2_bytes
+    far = min(1.0, max(0.0, (filled - strips.resident) / strips.spread))
+    return far * 4.0 * floats / strips.long
+
+
 def input_misses(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> float:
     """The share of vector loads that level 1 does not serve, with all columns walked at once."""
     planes = max(1.0, problem.image_floats / (problem.height * problem.pitch))

@@ -6,7 +6,8 @@ padding around them, from which the second step makes vectors of every s-th elem
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -47,6 +48,103 @@ def _maximum(values: Iterable[Any]) -> Any:
     return reduce(tirx.max, values)
 
 
+@dataclass(frozen=True)
+class RowMaximum:
+    """The pooling of one plane, some output rows at a time.
+
+    Attributes:
+        y: the rows; `after` is what the last window needs, and may be negative.
+        x: the same for the columns. `is_supported` must hold for both.
+        lanes: floats in a vector register.
+        most: output rows that `write` is asked for at once.
+    """
+
+    y: AxisGeometry
+    x: AxisGeometry
+    lanes: int
+    most: int
+
+    @property
+    def _needed(self) -> int:
+        """Columns that some window covers, padding included."""
+        return (self.x.output - 1) * self.x.stride + self.x.kernel
+
+    @property
+    def _pitch(self) -> int:
+        return -(-self._needed // self.lanes) * self.lanes
+
+    @property
+    def _group(self) -> int:
+        """Rows that the buffer holds."""
+        groups = -(-self.most // max(1, BUFFER_FLOATS // self._pitch))
+        return -(-self.most // groups)
+
+    @property
+    def _floats(self) -> int:
+        # The last vector may read behind its row, elements that no output uses.
+        read = (self.x.output + (self.x.kernel - 1) // self.x.stride) * self.x.stride
+        return (self._group - 1) * self._pitch + max(self._pitch, read)
+
+    def buffer(self) -> tirx.Buffer:
+        """What `write` works in; `clear` it once."""
+        return tirx.decl_buffer((self._floats,), "float32", name="rows")
+
+    def clear(self, rows: tirx.Buffer) -> tirx.Stmt:
+        """Fill the padding with what never wins."""
+        low = tirx.const(float("-inf"), "float32")
+        return vectors(self._floats, self.lanes, lambda at: tirx.BufferStore(rows, low, [at]))
+
+    def write(
+        self,
+        rows: tirx.Buffer,
+        load: Callable[[Any, Any], Any],
+        store: Callable[[Any, Any, Any], tirx.Stmt],
+        start: Any = 0,
+    ) -> tirx.Stmt:
+        """Compute `most` output rows from `start` on.
+
+        Args:
+            rows: the buffer.
+            load: from a row and a column of the plane, the pixel.
+            store: from an output row, the columns of a vector and its value, the store.
+            start: the first output row.
+        """
+
+        def some_rows(j: Any) -> tirx.Stmt:
+            first = tirx.min(j * self._group, tirx.const(self.most - self._group, "int32"))
+            down = loop(self._group, lambda r: self._down(rows, load, start + first + r, r))
+            across = loop(self._group, lambda r: self._across(rows, store, start + first + r, r))
+            return tirx.SeqStmt([down, across])
+
+        return loop(-(-self.most // self._group), some_rows)
+
+    def _down(
+        self, rows: tirx.Buffer, load: Callable[[Any, Any], Any], output: Any, r: Any
+    ) -> tirx.For:
+        # A row outside counts as the nearest one, which is in the window too.
+        y, top = self.y, output * self.y.stride - self.y.before
+        taps = [tirx.min(tirx.max(top + k, 0), y.size - 1) for k in range(y.kernel)]
+
+        def reduced(at: Any) -> tirx.BufferStore:
+            value = _maximum(load(tap, at) for tap in taps)
+            return tirx.BufferStore(rows, value, [r * self._pitch + self.x.before + at])
+
+        return vectors(min(self.x.size, self._needed - self.x.before), self.lanes, reduced)
+
+    def _across(
+        self, rows: tirx.Buffer, store: Callable[[Any, Any, Any], tirx.Stmt], output: Any, r: Any
+    ) -> tirx.For:
+        x = self.x
+        width = min(self.lanes, 1 << (x.output.bit_length() - 1))
+
+        def reduced(j: Any) -> tirx.Stmt:
+            start = tirx.min(j * width, tirx.const(x.output - width, "int32"))
+            value = _maximum(_taps(rows, r * self._pitch + start * x.stride, x, width))
+            return store(output, _stretch(start, width), value)
+
+        return loop(-(-x.output // width), reduced)
+
+
 def max_pool(
     batch: int, channels: int, y: AxisGeometry, x: AxisGeometry, lanes: int, parallel: bool
 ) -> tirx.PrimFunc:
@@ -58,65 +156,28 @@ def max_pool(
     Args:
         batch: images.
         channels: planes of an image.
-        y: the rows; `after` is what the last window needs, and may be negative.
-        x: the same for the columns. `is_supported` must hold for them.
+        y, x: rows and columns; see `RowMaximum`.
         lanes: floats in a vector register.
         parallel: whether planes are shared out among threads.
     """
     source = tirx.decl_buffer((batch, channels, y.size, x.size), "float32", name="X")
     out = tirx.decl_buffer((batch, channels, y.output, x.output), "float32", name="Y")
-    width = min(lanes, 1 << (x.output.bit_length() - 1))
-    needed = (x.output - 1) * x.stride + x.kernel
-    filled = min(x.size, needed - x.before)
-    pitch = -(-needed // lanes) * lanes
-    groups = -(-y.output // max(1, BUFFER_FLOATS // pitch))
-    group = -(-y.output // groups)
-    # The last vector may read behind its row, elements that no output uses.
-    read = (x.output + (x.kernel - 1) // x.stride) * x.stride
-    floats = (group - 1) * pitch + max(pitch, read)
-    rows = tirx.decl_buffer((floats,), "float32", name="rows")
-
-    def down(image: list[Any], first: Any, r: Any) -> tirx.For:
-        # A row outside counts as the nearest one, which is in the window too.
-        top = (first + r) * y.stride - y.before
-        taps = [tirx.min(tirx.max(top + k, 0), y.size - 1) for k in range(y.kernel)]
-
-        def reduced(at: Any) -> tirx.BufferStore:
-            value = _maximum(tirx.BufferLoad(source, [*image, tap, at]) for tap in taps)
-            return tirx.BufferStore(rows, value, [r * pitch + x.before + at])
-
-        return vectors(filled, lanes, reduced)
-
-    def across(image: list[Any], first: Any, r: Any) -> tirx.For:
-        def reduced(j: Any) -> tirx.BufferStore:
-            start = tirx.min(j * width, tirx.const(x.output - width, "int32"))
-            value = _maximum(_taps(rows, r * pitch + start * x.stride, x, width))
-            return tirx.BufferStore(out, value, [*image, first + r, _stretch(start, width)])
-
-        return loop(-(-x.output // width), reduced)
-
-    def plane(i: Any) -> tirx.For:
-        image = [tirx.floordiv(i, channels), tirx.floormod(i, channels)]
-
-        def some_rows(j: Any) -> tirx.Stmt:
-            first = tirx.min(j * group, tirx.const(y.output - group, "int32"))
-            return tirx.SeqStmt(
-                [
-                    loop(group, lambda r: down(image, first, r)),
-                    loop(group, lambda r: across(image, first, r)),
-                ]
-            )
-
-        return loop(groups, some_rows)
-
+    pooling = RowMaximum(y, x, lanes, y.output)
+    rows = pooling.buffer()
     planes = batch * channels
     tasks = task_count(planes) if parallel else 1
 
+    def plane(i: Any) -> tirx.Stmt:
+        image = [tirx.floordiv(i, channels), tirx.floormod(i, channels)]
+        return pooling.write(
+            rows,
+            lambda row, at: tirx.BufferLoad(source, [*image, row, at]),
+            lambda row, columns, value: tirx.BufferStore(out, value, [*image, row, columns]),
+        )
+
     def task(t: Any) -> SBlockRealize:
-        low = tirx.const(float("-inf"), "float32")
-        clear = vectors(floats, lanes, lambda at: tirx.BufferStore(rows, low, [at]))
         work = loop(planes // tasks, lambda i: plane(t * (planes // tasks) + i))
-        return _block("task", tirx.SeqStmt([clear, work]), [rows])
+        return _block("task", tirx.SeqStmt([pooling.clear(rows), work]), [rows])
 
     kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
     attrs = tvm.ir.make_node("ir.DictAttrs", **{SCHEDULED: True, "tirx.noalias": True})

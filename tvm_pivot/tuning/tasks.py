@@ -17,6 +17,7 @@ from ..relay_passes.cuda_kernels import gpu_task
 from ..relay_passes.cuda_layers import cuda_cycles
 from ..relay_passes.detect import candidates
 from ..relay_passes.epilogues import fuse_epilogues
+from ..relay_passes.follow_in_bands import follow_in_bands
 from ..relay_passes.layer_kernels import (
     fits,
     layer_choices,
@@ -142,11 +143,18 @@ def _kind(plan: Plan) -> tuple[Any, ...]:
 def network_tasks(
     mod: IRModule, planned: Sequence[PlannedLayer], target: PivotTarget
 ) -> list[LayerTask]:
-    """The tasks of a module with planned layers, each once, in the order they first run."""
-    plans = {p.layer.var: p.plan for p in planned}
+    """The tasks of a module with planned layers, each once, in the order they first run.
+
+    Layers that share a kernel with what follows them have none: their rule chooses it.
+    """
+    chains = fuse_epilogues(mod, [p.layer for p in planned])
+    alone = [p for p in follow_in_bands(mod, planned, chains, target) if p.alone]
+    plans = {p.layer.var: p.plan for p in alone}
     tasks: dict[TaskKey, LayerTask] = {}
-    for fused in fuse_epilogues(mod, [p.layer for p in planned]):
-        plan = plans[fused.layer.var]
+    for fused in chains:
+        plan = plans.get(fused.layer.var)
+        if plan is None:
+            continue
         task = LayerTask.of(fused.layer, plan, fused.epilogue, target)
         if task.key in tasks:
             known = tasks[task.key]

@@ -1,0 +1,184 @@
+"""Let a convolution go band by band with what follows it: a max pooling or a depthwise layer.
+
+The output of a large convolution leaves level 2 before the next kernel reads it. In bands it does
+not, and it is never written as a whole (see `in_bands` and `followers`). Neighbouring bands compute
+the rows that both of their followers read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from tvm.ir import IRModule, Var
+
+from ..layout import FloatArray
+from ..schedules import tile_rule
+from ..schedules.choices import Choice
+from ..schedules.cost import packing_cycles, reading_cycles
+from ..schedules.depthwise_tiles import (
+    LEAST_LANES,
+    DepthwiseProblem,
+    choose_depthwise,
+    depthwise_cycles,
+)
+from ..schedules.followers import Depthwise, Follower, Pool
+from ..schedules.max_pool import is_supported
+from ..schedules.problems import Epilogue, PlanesProblem
+from ..targets import PivotTarget
+from .detect import planes_problem
+from .epilogues import FusedLayer
+from .graph import MAIN, count_uses, live_bindings, op_name
+from .layers import Handover, Layer, Plan, PlannedLayer
+from .legalize_pooling import pooled_axes
+
+# Of level 2, for what a band reads and computes, and the weights: the rest is for what comes out.
+BAND_SHARE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """What may follow a layer in its bands.
+
+    Attributes:
+        whole: the follower, as it is for all rows.
+        make: from a number of output rows per band, what it is for those.
+        end: the variable that its result is bound to.
+        inner: those between the layer's sum and that one, but for those of the layer's epilogue.
+        tables: constants that its kernel takes.
+        layer: its name, if it is a layer itself.
+        cycles: predicted cycles of a layer on one core.
+    """
+
+    whole: Follower
+    make: Callable[[int], Follower]
+    end: Var
+    inner: frozenset[Var]
+    tables: tuple[FloatArray, ...] = ()
+    layer: str = ""
+    cycles: float = 0.0
+
+
+def follow_in_bands(
+    mod: IRModule,
+    planned: Sequence[PlannedLayer],
+    fused: Sequence[FusedLayer],
+    target: PivotTarget,
+) -> list[PlannedLayer]:
+    """The layers; those that are predicted to be faster with what follows them are so chosen."""
+    if target.family == "cuda" or {target.storage, target.precision} != {"float32"}:
+        return list(planned)
+    found = dict(_candidates(mod, planned, fused, target))
+    epilogues = {one.layer.var: one.epilogue for one in fused}
+    within: dict[str, str] = {}
+    leading: dict[Var, PlannedLayer] = {}
+    for one in planned:
+        candidate = found.get(one.layer.var)
+        if candidate is None:
+            continue
+        chosen = _choice(one.layer, one.plan, epilogues[one.layer.var], candidate, target)
+        if chosen is not None:
+            choice, follower = chosen
+            handover = Handover(follower, candidate.end, candidate.inner, candidate.tables)
+            leading[one.layer.var] = replace(one, choice=choice, handover=handover)
+            within[candidate.layer] = one.layer.name
+    return [
+        leading.get(p.layer.var) or replace(p, within=within.get(p.layer.name, "")) for p in planned
+    ]
+
+
+def _candidates(
+    mod: IRModule,
+    planned: Sequence[PlannedLayer],
+    fused: Sequence[FusedLayer],
+    target: PivotTarget,
+) -> Iterator[tuple[Var, Candidate]]:
+    """What alone uses the output of a layer and could follow it, by the variable of its sum."""
+    uses, ends = count_uses(mod[MAIN]), {one.end: one.layer.var for one in fused}
+    chains = {one.layer.var: one for one in fused}
+    plans = {p.layer.var: p.plan for p in planned}
+    for var, value in live_bindings(mod[MAIN]):
+        before = value.args[0] if op_name(value) in ("nn.max_pool2d", "nn.conv2d") else None
+        if before not in ends or uses[before] != 1:
+            continue
+        if op_name(value) == "nn.max_pool2d":
+            axes = pooled_axes(value)
+            if axes is not None and is_supported(*axes):
+                pool = Pool(*axes, target.lanes)
+                yield ends[before], Candidate(pool, _always(pool), var, frozenset({before}))
+        elif var in plans and plans[var].form == "depthwise":
+            chain, g = chains[var], chains[var].layer.geometry
+            if g.outputs == g.channels and not chain.epilogue.residual:
+                cycles = plans[var].cycles
+                yield ends[before], _depthwise(chain, frozenset({before}), cycles, target)
+
+
+def _always(follower: Follower) -> Callable[[int], Follower]:
+    return lambda outputs: follower
+
+
+def _depthwise(
+    chain: FusedLayer, before: frozenset[Var], cycles: float, target: PivotTarget
+) -> Candidate:
+    """A depthwise layer with what is fused behind it, of so many predicted cycles."""
+    layer, one = chain.layer, replace(target, cores=1)
+    tile = choose_depthwise(DepthwiseProblem.of(layer.geometry, chain.epilogue), one)
+    y, x, channels = layer.geometry.y, layer.geometry.x, layer.geometry.channels
+    whole = Depthwise(y, x, channels, chain.epilogue, tile)
+
+    def make(outputs: int) -> Follower:
+        problem = whole.problem(whole.rows_of(outputs))
+        return replace(whole, tile=choose_depthwise(problem, one))
+
+    inner = (before | chain.inner | {layer.var}) - {chain.end}
+    tables = (layer.matrix, chain.bias)
+    return Candidate(whole, make, chain.end, inner, tables, layer.name, cycles)
+
+
+def _choice(
+    layer: Layer, plan: Plan, epilogue: Epilogue, candidate: Candidate, target: PivotTarget
+) -> tuple[Choice, Follower] | None:
+    """How the layer goes with its follower; None where that is not predicted to be faster."""
+    g = layer.geometry
+    gaps = g.pitch != g.x.output
+    if plan.form != "planes" or layer.op == "dense" or not (gaps or g.direct):
+        return None
+    whole = candidate.whole
+    read = reading_cycles(g.batch * g.outputs * g.y.output * g.x.output, target)
+    if read == 0.0:
+        return None
+    rule, one = tile_rule(target), replace(target, cores=1)
+    room = BAND_SHARE * target.l2_bytes - 4 * plan.entries * (plan.block_rows + 1)
+
+    def problem(rows: int) -> PlanesProblem:
+        return planes_problem(replace(layer, geometry=g.band(rows)), plan, epilogue)
+
+    def fits(outputs: int) -> bool:
+        rows = whole.rows_of(outputs)
+        floats = problem(rows).image_floats + g.outputs * rows * g.x.output
+        vectors = outputs * whole.x.output >= LEAST_LANES
+        return vectors and rows <= g.y.output and 4 * floats <= room
+
+    def cycles(outputs: int) -> float:
+        """On all cores."""
+        follower = candidate.make(outputs)
+        rows = follower.rows_of(outputs)
+        band = problem(rows)
+        each = rule.choose_planes(band, plan.entries, one)[1]
+        if isinstance(follower, Depthwise):
+            each += depthwise_cycles(follower.problem(rows), one)
+        if not g.direct:
+            each += packing_cycles(band.image_floats, target)
+        return -(-g.batch * -(-whole.y.output // outputs) // target.cores) * each
+
+    heights = [n for n in range(1, whole.y.output + 1) if fits(n)]
+    best = min((n for n in heights if 2 * n >= heights[-1]), key=cycles, default=None)
+    apart = plan.cycles + candidate.cycles + read
+    if best is None or cycles(best) * target.cores >= apart:
+        return None
+    rows = whole.rows_of(best)
+    tile = rule.choose_planes(problem(rows), plan.entries, one)[0]
+    if tile.masked(problem(rows)) and not gaps:  # it may read a whole vector behind the band
+        return None
+    choice = Choice("planes", plan.block_rows, tile, plan.keep_all, band_rows=rows)
+    return choice, candidate.make(best)
