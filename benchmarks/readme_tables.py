@@ -23,6 +23,8 @@ README = REPOSITORY / "README.md"
 RESULTS = REPOSITORY / "benchmarks" / "results"
 SHOWN_VARIANTS = ("dense", "8x1@0.1", "16x1@0.1", "1x1@0.1", "dlmc@0.1")
 OURS = "pivot"
+# Whole networks: the tables' name, and the results of a machine.
+NETWORKS = {"networks": "standing_set.json", "xeon networks": "standing_set_xeon.json"}
 
 
 def layers_table(layers: dict[str, Any]) -> list[str]:
@@ -98,10 +100,11 @@ def replace_table(text: str, name: str, lines: Sequence[str]) -> str:
 def render(text: str) -> str:
     """README.md's text with every table made anew from the results."""
     layers = json.loads((RESULTS / "layers.json").read_text(encoding="utf-8"))
-    networks = Comparison.from_json((RESULTS / "standing_set.json").read_bytes())
     text = replace_table(text, "layers", layers_table(layers))
-    for threads in sorted({r.threads for r in networks.results}):
-        text = replace_table(text, f"networks {threads}", networks_table(networks, threads))
+    for name, file in NETWORKS.items():
+        networks = Comparison.from_json((RESULTS / file).read_bytes())
+        for threads in sorted({r.threads for r in networks.results}):
+            text = replace_table(text, f"{name} {threads}", networks_table(networks, threads))
     arm = arm_cost.Results.read(arm_cost.RESULTS)
     text = replace_table(text, "arm networks", markdown(*arm_cost.networks_table(arm.networks)))
     return replace_table(text, "arm kernels", markdown(*arm_cost.kernels_table(arm.kernels)))
