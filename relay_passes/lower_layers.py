@@ -20,8 +20,9 @@ from .layer_kernels import layer_kernel, rule_choice
 from .layers import Handover, Layer, Plan, PlannedLayer
 from .pack_layer import LayerKernel
 
-# Fewer floats than this are copied faster by one core than by waking another.
-PARALLEL_FLOATS = 1 << 17
+# Fewer floats than this are copied faster by one core than by two, of which each has less to fetch
+# from the other.
+PARALLEL_FLOATS = 1 << 14
 
 
 def lower_layers(
