@@ -20,8 +20,8 @@ from .layer_kernels import layer_kernel, rule_choice
 from .layers import Handover, Layer, Plan, PlannedLayer
 from .pack_layer import LayerKernel
 
-# Fewer floats than this are copied faster by one core than by two, of which each has less to fetch
-# from the other.
+# From more floats than this on all cores copy: each then fetches less of what another one has
+# written.
 PARALLEL_FLOATS = 1 << 14
 
 

@@ -1,6 +1,7 @@
 """Layers as the planes kernel sees them, and their packed weights, for tests of tiles and bands."""
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
 
 from tvm_pivot.layout import BlockShape
@@ -24,6 +25,29 @@ def problem_of(g, rows, row_blocks, epilogue=PLAIN):
         height, width, pitch, epilogue, taps, g.groups, len(g.y.phases) * g.x.kernel, g.y.halo,
         len(g.y.phases) * len(g.x.phases), g.x.halo,
     )  # fmt: skip
+
+
+def convolution(g, weight, x, bias, residual, epilogue):
+    """The convolution in float64, and the sum of the magnitudes."""
+    x = np.pad(x, [(0, 0), (0, 0), *((max(a.before, 0), max(a.after, 0)) for a in (g.y, g.x))])
+    shape = (g.outputs, g.channels // g.groups, g.y.kernel, g.x.kernel)
+
+    def conv(w, image):
+        return torch.nn.functional.conv2d(
+            torch.from_numpy(image.astype(float)),
+            torch.from_numpy(w.reshape(shape).astype(float)),
+            stride=(g.y.stride, g.x.stride),
+            dilation=(g.y.dilation, g.x.dilation),
+            groups=g.groups,
+        ).numpy()
+
+    value = conv(weight, x) + bias[:, None, None]
+    magnitude = conv(abs(weight), abs(x)) + abs(bias)[:, None, None]
+    if epilogue.residual:
+        value, magnitude = value + residual, magnitude + abs(residual)
+    low = -np.inf if epilogue.low is None else epilogue.low
+    high = np.inf if epilogue.high is None else epilogue.high
+    return np.clip(value, low, high), magnitude
 
 
 def packed_for(g, problem, weight, tile):

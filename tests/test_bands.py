@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planes_oracle import packed_for, tables_for
+from planes_oracle import convolution, packed_for, tables_for
 
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
 from tvm_pivot.schedules.bands import in_bands
@@ -40,29 +39,6 @@ def problem_of(g, rows, epilogue=PLAIN):
     )  # fmt: skip
 
 
-def expected(g, weight, x, bias, residual, epilogue):
-    """The convolution in float64, and the sum of the magnitudes."""
-    x = np.pad(x, [(0, 0), (0, 0), *((max(a.before, 0), max(a.after, 0)) for a in (g.y, g.x))])
-    shape = (g.outputs, g.channels // g.groups, g.y.kernel, g.x.kernel)
-
-    def conv(w, image):
-        return torch.nn.functional.conv2d(
-            torch.from_numpy(image.astype(float)),
-            torch.from_numpy(w.reshape(shape).astype(float)),
-            stride=(g.y.stride, g.x.stride),
-            dilation=(g.y.dilation, g.x.dilation),
-            groups=g.groups,
-        ).numpy()
-
-    value = conv(weight, x) + bias[:, None, None]
-    magnitude = conv(abs(weight), abs(x)) + abs(bias)[:, None, None]
-    if epilogue.residual:
-        value, magnitude = value + residual, magnitude + abs(residual)
-    low = -np.inf if epilogue.low is None else epilogue.low
-    high = np.inf if epilogue.high is None else epilogue.high
-    return np.clip(value, low, high), magnitude
-
-
 def run(g, weight, rows, tile, bands, epilogue=PLAIN, lanes=8, seed=0):
     rng = np.random.default_rng(seed)
     problem = problem_of(g, rows, epilogue).band(bands.rows)
@@ -77,7 +53,7 @@ def run(g, weight, rows, tile, bands, epilogue=PLAIN, lanes=8, seed=0):
     tables = tables_for(packed, bias, more)
     arrays = [x, *tables, *([residual] if epilogue.residual else [])]
     tensors = [tvm.runtime.tensor(a) for a in (*arrays, np.full(shape, np.nan, np.float32))]
-    want, magnitude = expected(g, weight, x, bias, residual, epilogue)
+    want, magnitude = convolution(g, weight, x, bias, residual, epilogue)
     for _ in range(2):  # what the first call left behind must not matter
         main(*tensors)
         got = tensors[-1].numpy()

@@ -12,7 +12,7 @@ import torch
 import tvm
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from planes_oracle import packed_for, tables_for
+from planes_oracle import convolution, packed_for, tables_for
 from planes_oracle import problem_of as planes_problem
 from relax_nets import RandomNet, f32, inputs_for, make, run
 from tvm.relax import op
@@ -39,25 +39,6 @@ follow = importlib.import_module("tvm_pivot.relay_passes.follow_in_bands")
 
 
 # -- kernels
-
-
-def exactly(g, weight, x, bias, residual, epilogue):
-    """The convolution in float64, and the sum of the magnitudes."""
-    shape = (g.outputs, g.channels, g.y.kernel, g.x.kernel)
-    x = np.pad(x, [(0, 0), (0, 0), *((a.before, a.after) for a in (g.y, g.x))])
-
-    def conv(w, image):
-        return torch.nn.functional.conv2d(
-            torch.from_numpy(image.astype(float)),
-            torch.from_numpy(w.reshape(shape).astype(float)),
-            stride=(g.y.stride, g.x.stride),
-        ).numpy()
-
-    value = conv(weight, x) + bias[:, None, None]
-    magnitude = conv(abs(weight), abs(x)) + abs(bias)[:, None, None]
-    if epilogue.residual:
-        value, magnitude = value + residual, magnitude + abs(residual)
-    return value if epilogue.low is None else np.maximum(value, epilogue.low), magnitude
 
 
 def followed(follower, x, taps, bias):
@@ -105,7 +86,7 @@ def check(g, rows, tile, follower, outputs, epilogue, parallel=False, seed=0):
         arrays.append(residual.reshape(*shape[:2], -1) if g.direct else residual)
     out = (g.batch, g.outputs, follower.y.output, follower.x.output)
     tensors = [tvm.runtime.tensor(a) for a in (*arrays, np.full(out, np.nan, np.float32))]
-    value, magnitude = exactly(g, weight, x, bias, residual, epilogue)
+    value, magnitude = convolution(g, weight, x, bias, residual, epilogue)
     want, bound = followed(follower, value, taps, behind), (problem.columns + 16) * EPS
     if follower.tables:
         scale = followed(
