@@ -45,7 +45,7 @@ def choose_kernels(
     fused = fuse_epilogues(mod, [p.layer for p in planned])
     epilogues = {f.layer.var: f.epilogue for f in fused}
     return [
-        _chosen(one, epilogues[one.layer.var], target, tuned) if one.choice is None else one
+        _chosen(one, epilogues[one.layer.var], target, tuned) if one.alone else one
         for one in follow_in_bands(mod, planned, fused, target)
     ]
 

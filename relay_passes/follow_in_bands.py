@@ -81,7 +81,8 @@ def follow_in_bands(
             choice, follower = chosen
             handover = Handover(follower, candidate.end, candidate.inner, candidate.tables)
             leading[one.layer.var] = replace(one, choice=choice, handover=handover)
-            within[candidate.layer] = one.layer.name
+            if candidate.layer:
+                within[candidate.layer] = one.layer.name
     return [
         leading.get(p.layer.var) or replace(p, within=within.get(p.layer.name, "")) for p in planned
     ]
