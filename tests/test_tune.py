@@ -93,7 +93,7 @@ def test_tuning_again_goes_on_with_the_log(tuned: tuple[Path, Path, dict[str, An
 
 
 INTERRUPTED = """
-import os, signal, sys
+import json, os, signal, sys
 import tvm_pivot
 from tvm_pivot.tuning import tuner
 
@@ -107,7 +107,8 @@ class Interrupts(tuner.Progress):
 
 tuner._FINAL_ROUNDS = 1
 report = tvm_pivot.tune(sys.argv[1], log=sys.argv[2], progress=Interrupts())
-print(report.stopped, len(report.tasks))
+(task,) = report.tasks
+print(json.dumps({"stopped": report.stopped, "best": task.decisions}))
 """
 
 
@@ -115,8 +116,12 @@ def test_ctrl_c_ends_a_search_with_what_is_known(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     command = [sys.executable, "-c", INTERRUPTED, network(tmp_path / "small.onnx"), log]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["Ctrl-C", "1"], done.stderr
-    assert [r.decisions["stage"] for r in read(log).records].count("final") == 1
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    finals = [r.decisions for r in read(log).records if r.decisions["stage"] == "final"]
+    # Its only task was compared once; what won there may have gone when networks were.
+    assert said["stopped"] == "Ctrl-C" and len(finals) in (1, 2)
+    assert finals[-1]["choice"] == said["best"]
 
 
 def test_a_farm_measures_candidates_with_their_own_tables(tmp_path: Path) -> None:
