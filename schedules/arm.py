@@ -15,6 +15,7 @@ from . import cpu_tiles
 from .cost import far_bytes, input_misses, rows_cycles
 from .neon_sum import LANES, REGISTERS, NeonSum
 from .problems import Bands, PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from .tile_space import RULE
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,13 @@ COPY_CYCLES = 2.5
 FAR_BYTES = 6.0
 # Blocks of 8 rows have their columns cut, too: their register tiles are no wider than two vectors.
 REACH = replace(
-    cpu_tiles.RULE, k_tiled_rows=8, narrow_panels=False, slides=False, row_vectors=8, sums_share=1.0
+    RULE,
+    k_tiled_rows=8,
+    narrow_panels=False,
+    slides=False,
+    singles=False,
+    row_vectors=8,
+    sums_share=1.0,
 )
 # Entries whose loads stand together, where the registers suffice.
 MOST_ENTRIES = 4

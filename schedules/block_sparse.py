@@ -234,7 +234,7 @@ class _Walk:
     @property
     def total(self) -> int:
         """Pixels or output rows of an image."""
-        return self.problem.pixels if self.problem.compact else self.problem.height
+        return self.tile.whole(self.problem) if self.problem.compact else self.problem.height
 
     @property
     def scale(self) -> int:

@@ -21,6 +21,7 @@ from .moves import few_tasks, in_sequence, renamed
 from .prefetch import prefetch_weights
 from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from .row_sum import AHEAD
+from .single_pixels import SinglePixels
 from .sliding_sums import slide_sums
 from .store_once import store_once
 
@@ -98,10 +99,14 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
     """R x P accumulators of `lanes` floats stay in registers; the epilogue follows at once.
 
     Raises:
-        ValueError: the tile's sums slide, and are to be multiplied by lanes of loaded weights.
+        ValueError: the tile's sums slide, and are to be multiplied by lanes of loaded weights; or
+            it has single pixels, and cuts or copies its columns, or walks rows by themselves.
     """
     if tile.slides and tile.weight_lanes:
         raise ValueError("sums that slide are not multiplied by lanes of weights")
+    cut = tile.k_tiles > 1 or tile.panel or tile.weight_lanes or problem.block_rows == 1
+    if tile.singles and (cut or not problem.compact):
+        raise ValueError("single pixels are summed with all columns of a block at once")
     sch = Schedule(kernel.func)
     loops = sch.get_loops(sch.get_sblock(OUTPUT))
     if problem.compact or tile.within_rows(problem):
@@ -175,7 +180,7 @@ def finish(
     old = params[OUTPUT]
     new = tirx.decl_buffer(kernel.shape, old.ty.dtype, name=OUTPUT)
     body = tvm_ffi.structural_map(func.body, (tirx.FloorMod, _unbounded(params["index"])))
-    tighten = _Tightener(params, kernel, problem, tile)
+    tighten = _Tightener(params, kernel, problem, tile, new)
     body = tvm_ffi.structural_map(body, (tirx.For, tighten.loop))
     body = tighten.allocated(body)
     body = tvm_ffi.structural_map(body, (SBlockRealize, _whole_strip))
@@ -252,13 +257,16 @@ class _Tightener:
         kernel: Kernel,
         problem: PlanesProblem | None,
         tile: PlanesTile | None,
+        output: Any,
     ) -> None:
         self.params, self.kernel, self.problem, self.tile = params, kernel, problem, tile
-        self.held, self.unroll = None, 1
+        self.held, self.unroll, self.singles = None, 1, None
         if problem is not None and tile is not None:
             self.unroll = tile.unroll(problem)
             if tile.carries(problem):
                 self.held = tirx.decl_buffer((AHEAD,), "int32", name="held")
+            if tile.singles:
+                self.singles = SinglePixels(problem, tile, params, output)
         self.begins: list[Any] = []
 
     def loop(self, loop: tirx.For) -> tirx.Stmt:
@@ -281,8 +289,9 @@ class _Tightener:
         problem, tile, indptr = self.problem, self.tile, self.params["indptr"]
         blocks: list[Any] = []
         tvm_ffi.structural_walk(loop.body, (SBlockRealize, blocks.append))
-        names = [iv.var.name for iv in blocks[0].block.iter_vars]
-        at = self.kernel.segment(dict(zip(names, blocks[0].iter_values, strict=True)))
+        names = [str(iv.var.name) for iv in blocks[0].block.iter_vars]
+        axes = dict(zip(names, blocks[0].iter_values, strict=True))
+        at = self.kernel.segment(axes)
         zero, steps = tirx.const(0, "int32"), _between(indptr, at, at + 1)
         if problem is None or tile is None:
             return tirx.For(loop.loop_var, loop.min, steps, loop.kind, loop.body)
@@ -290,27 +299,37 @@ class _Tightener:
             return hold_operands(loop, steps, tile.weight_lanes, tile.entries)
         unroll = self.unroll
         self.begins.append(at)
+        if self.singles is not None:
+            slot = at * problem.block_rows
+            return self.singles.summed(loop, lambda one: _of_length(one, zero, steps), axes, slot)
 
         def run(i: int) -> tirx.Stmt:
             begin = _between(indptr, at, at + i) * unroll if i else zero
             count = _between(indptr, at + i, at + i + 1) * unroll
             if problem.block_rows == 1:
                 return sum_row(loop, begin, count, self.held)
-            p = tirx.Var("p", "int32")
-            body = substitute(loop.body, {loop.loop_var: begin + p})
-            return tirx.For(p, zero, count, loop.kind, renamed(body))
+            return _of_length(loop, begin, count)
 
         return slide_sums(loop, run, tile.slides, tile.k_tiles > 1)
 
     def allocated(self, body: SBlockRealize) -> SBlockRealize:
-        """The root block with the indices that wait."""
-        if self.held is None:
+        """The root block with what its tasks need beside."""
+        buffers = [] if self.held is None else [self.held]
+        buffers += [] if self.singles is None else [self.singles.sums]
+        if not buffers:
             return body
         root = body.block
         names = ("iter_vars", "reads", "writes", "name_hint", "body", "init", "annotations")
         fields = {name: getattr(root, name) for name in names}
-        block = SBlock(**fields, alloc_buffers=[*root.alloc_buffers, self.held])
+        block = SBlock(**fields, alloc_buffers=[*root.alloc_buffers, *buffers])
         return SBlockRealize(body.iter_values, body.predicate, block)
+
+
+def _of_length(loop: tirx.For, begin: Any, count: Any) -> tirx.For:
+    """`count` iterations of a loop from `begin` on, with variables of its own."""
+    p = tirx.Var("p", "int32")
+    body = substitute(loop.body, {loop.loop_var: begin + p})
+    return tirx.For(p, tirx.const(0, "int32"), count, loop.kind, renamed(body))
 
 
 def _between(indptr: Any, first: Any, end: Any) -> Any:

@@ -18,9 +18,10 @@ from .cuda_rows import CudaRowsTile
 from .depthwise_tiles import DepthwiseProblem, DepthwiseTile, depthwise_space, tile_cycles
 from .problems import PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from .tensor_cores import Loader, TensorCoreTile
+from .tile_space import RULE, Reach, planes_tiles
 
 # Beyond the rule's reach: columns of high blocks cut, more register tiles beside a panel.
-WIDE = cpu_tiles.Reach(16, 8, 4, (0.25, 0.5, 0.85, 1.4))
+WIDE = Reach(16, 8, 4, (0.25, 0.5, 0.85, 1.4))
 UNROLLS = (1, 2, 4, 8)
 # Into how many bands a layer is cut.
 BANDS = (1, 2, 3, 4, 5, 6, 8, 11, 14)
@@ -140,9 +141,9 @@ def planes_choices(
 def planes_space(problem: PlanesProblem, target: PivotTarget) -> Iterator[PlanesTile]:
     """The tiles of a layer, or a band of it, each once: what the rule considers, and more."""
     seen = set[PlanesTile]()
-    slides = target.family != "arm"  # there sums are held otherwise
-    for reach in (cpu_tiles.RULE, WIDE):
-        for tile in cpu_tiles.planes_tiles(problem, target, replace(reach, slides=slides)):
+    x86 = target.family != "arm"  # there sums are held otherwise
+    for reach in (RULE, WIDE):
+        for tile in planes_tiles(problem, target, replace(reach, slides=x86, singles=x86)):
             if tile in seen:
                 continue
             seen.add(tile)
@@ -180,7 +181,7 @@ def depthwise_choices(
 
 # What decides most comes first: where a combination is not possible, the later ones give way.
 ORDER = (
-    "form", "keep_all", "own_columns", "window", "block_rows", "band_rows", "vectors",
+    "form", "keep_all", "own_columns", "window", "block_rows", "band_rows", "vectors", "singles",
     "panel_pitch", "slides", "lanes", "group_rows", "tiles", "k_tiles", "stretches", "loader",
     "cluster", "pixels", "vector", "warp_pixels", "blocks", "warp_rows", "warp_columns", "slab",
     "slots", "splits", "warps", "unroll", "ahead",

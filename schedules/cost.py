@@ -21,6 +21,8 @@ LOOP_CYCLES = 4.0
 # instruction of its own.
 FOLDED_BROADCAST = 0.5
 SEPARATE_LOAD = 1.25
+# A single pixel's sum, stored by itself.
+SINGLE_STORE = 3.0
 # How sharply the busier of two units hides the other: the exponent of their norm.
 OVERLAP = 4.0
 # What a squeezed vector takes more where it straddles two vectors of the strip.
@@ -71,7 +73,7 @@ def planes_cycles(
         cycles = tiles * _k_tiled_cycles(problem, tile, entries, target)
     else:
         step = _step_cycles(problem, tile, target)
-        per_tile = LOOP_CYCLES + costs.store * r_ * p_
+        per_tile = LOOP_CYCLES + costs.store * r_ * p_ + SINGLE_STORE * r_ * tile.singles
         cycles = tiles * (entries * step + problem.row_blocks * per_tile)
     if tile.masked(problem) and not problem.compact:
         cycles += MASKED_CYCLES * problem.batch * groups * problem.row_blocks * r_ * tile.group_rows
@@ -142,8 +144,11 @@ def _step_cycles(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) 
         near += max(0.0, costs.straddling_near - near) * straddling
         far *= 1.0 + (costs.straddling_far - 1.0) * straddling
     load = SEPARATE_LOAD * (near * (1.0 - misses) + far * misses)
-    fma = r_ * p_ / target.fma_per_cycle
-    return _overlapped(fma, p_ * load + _broadcasts(r_, p_, costs), target.fma_latency)
+    fma = (r_ * p_ + tile.singles) / target.fma_per_cycle
+    loads = p_ * load + _broadcasts(r_, p_, costs)
+    if tile.singles:
+        loads += load + FOLDED_BROADCAST * tile.singles
+    return _overlapped(fma, loads, target.fma_latency)
 
 
 def _broadcasts(rows: int, vectors: int, costs: CoreCosts) -> float:

@@ -137,6 +137,8 @@ class PlanesTile:
         slides: with a panel, the layer's `shifts`: the taps of a row share a line, and the sums
             slide by a column between the runs of taps that are so far apart (see `sliding_sums`).
             0: every tap reads a line of its own, so that all of them read aligned vectors, too.
+        singles: where the output is compact, pixels that a register tile has beside those of its
+            vectors (see `single_pixels`): together they are those behind the last whole tile.
     """
 
     lanes: int
@@ -151,6 +153,7 @@ class PlanesTile:
     entries: int = 1
     ahead: int = 0
     slides: int = 0
+    singles: int = 0
 
     @property
     def width(self) -> int:
@@ -177,6 +180,11 @@ class PlanesTile:
             return 1
         return -(-problem.width // self._panel_columns)
 
+    def whole(self, problem: PlanesProblem) -> int:
+        """Where the output is compact, the pixels that register tiles have in their vectors."""
+        pixels = self.groups(problem) * self.tiles * self.width
+        return pixels if self.singles else problem.pixels
+
     @property
     def _panel_columns(self) -> int:
         """Output pixels of a row of the panel: sums that slide leave the last ones behind."""
@@ -185,7 +193,7 @@ class PlanesTile:
     def groups(self, problem: PlanesProblem) -> int:
         """Groups of pixels that cover an image's output; the last ones may overlap others."""
         if problem.compact:
-            return -(-problem.pixels // (self.tiles * self.width))
+            return -(-problem.pixels // (self.tiles * (self.width + self.singles)))
         return -(-problem.height // self.group_rows) * self.across(problem)
 
     def group_floats(self, problem: PlanesProblem) -> int:

@@ -70,6 +70,8 @@ class _Cut:
 def _overlaps(problem: PlanesProblem, tile: PlanesTile) -> list[_Cut]:
     """The cuts whose last stretch overlaps the one before it."""
     across = tile.across(problem)
+    if tile.singles:
+        return []
     if problem.compact:
         cuts = [(problem.pixels, _Cut(2, tile.tiles * tile.width, lambda index: index[1]))]
     elif tile.within_rows(problem):  # groups are whole rows, of which register tiles may overlap
@@ -107,6 +109,9 @@ def _divides(problem: PlanesProblem, tile: PlanesTile) -> bool:
     """Whether whole vectors cover the pixels, and stretches the row blocks, without overlap."""
     if problem.row_blocks % tile.stretches:
         return False
+    if tile.singles:  # then tiles do not overlap, but single pixels may be computed twice
+        tiles = tile.groups(problem) * tile.tiles
+        return tiles * (tile.width + tile.singles) == problem.pixels
     if problem.compact:
         return problem.pixels % tile.lanes == 0
     lanes = min(tile.lanes, 1 << (problem.width.bit_length() - 1))

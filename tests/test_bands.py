@@ -13,9 +13,9 @@ from tvm_pivot.planes import AxisGeometry, ConvGeometry
 from tvm_pivot.schedules.bands import in_bands
 from tvm_pivot.schedules.block_sparse import planes_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes
-from tvm_pivot.schedules.cpu_tiles import planes_tiles
 from tvm_pivot.schedules.problems import Bands, Epilogue, PlanesProblem, PlanesTile
 from tvm_pivot.schedules.store_once import STORES_ONCE
+from tvm_pivot.schedules.tile_space import planes_tiles
 from tvm_pivot.schedules.x86 import choose_bands, choose_planes
 from tvm_pivot.targets import PRESETS, resolve
 

@@ -24,12 +24,12 @@ from tvm_pivot.relay_passes import PHASES, Compilation
 from tvm_pivot.schedules.bands import in_bands
 from tvm_pivot.schedules.block_sparse import planes_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes
-from tvm_pivot.schedules.cpu_tiles import planes_tiles
 from tvm_pivot.schedules.depthwise_tiles import LEAST_LANES, choose_depthwise
 from tvm_pivot.schedules.followers import BandRows, Depthwise, Pool
 from tvm_pivot.schedules.isolated_tasks import isolate_tasks
 from tvm_pivot.schedules.max_pool import is_supported
 from tvm_pivot.schedules.problems import Bands, Epilogue
+from tvm_pivot.schedules.tile_space import planes_tiles
 from tvm_pivot.targets import PRESETS, resolve
 from tvm_pivot.tuning.tasks import network_tasks
 

@@ -24,9 +24,9 @@ from tvm_pivot.planes import AxisGeometry, ConvGeometry
 from tvm_pivot.schedules import arm
 from tvm_pivot.schedules.block_sparse import planes_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes
-from tvm_pivot.schedules.cpu_tiles import planes_tiles
 from tvm_pivot.schedules.neon_sum import NeonSum
 from tvm_pivot.schedules.problems import PlanesTile
+from tvm_pivot.schedules.tile_space import planes_tiles
 from tvm_pivot.targets import PRESETS
 
 CONV = ConvGeometry(2, 7, 21, AxisGeometry(11, 3, 1, 1, 1, 1), AxisGeometry(9, 3, 1, 1, 1, 1))

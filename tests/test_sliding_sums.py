@@ -18,10 +18,10 @@ from tvm_pivot.planes import AxisGeometry, ConvGeometry
 from tvm_pivot.relay_passes.pack_layer import panel_runs, panel_tables
 from tvm_pivot.schedules.block_sparse import planes_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes
-from tvm_pivot.schedules.cpu_tiles import planes_tiles
 from tvm_pivot.schedules.masked_stores import mask_stores
 from tvm_pivot.schedules.problems import MASKED_LANES, Panel, PlanesTile
 from tvm_pivot.schedules.row_sum import chains_of
+from tvm_pivot.schedules.tile_space import planes_tiles
 from tvm_pivot.schedules.x86 import choose_planes
 from tvm_pivot.targets import PRESETS, resolve
 

@@ -13,9 +13,9 @@ from tvm_pivot.planes import AxisGeometry, ConvGeometry
 from tvm_pivot.schedules.block_sparse import planes_kernel, rows_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes, schedule_rows
 from tvm_pivot.schedules.cost import planes_cycles, rows_cycles
-from tvm_pivot.schedules.cpu_tiles import planes_tiles
 from tvm_pivot.schedules.pack_planes import pack_planes
 from tvm_pivot.schedules.problems import Epilogue, PlanesProblem, RowsProblem, RowsTile
+from tvm_pivot.schedules.tile_space import planes_tiles
 from tvm_pivot.schedules.x86 import choose_planes, choose_rows
 from tvm_pivot.targets import PRESETS, resolve
 
