@@ -15,6 +15,7 @@ from ..pivot import gather_rows, natural_rows
 from ..pivot_planted import DIAGONAL, EQUAL, diagonal_parts
 from ..schedules import tile_rule
 from ..schedules.cost import packing_cycles
+from ..schedules.cpu_tiles import BAND_SHARE
 from ..schedules.cuda_rows import MOST_SUMS
 from ..schedules.depthwise_tiles import depthwise_cycles, depthwise_problem
 from ..schedules.lookup import can_look_up
@@ -22,7 +23,7 @@ from ..schedules.problems import Epilogue, PlanesProblem
 from ..targets import PivotTarget
 from ..windows import count_steps
 from .cuda_layers import cuda_cycles, fits_tensor_cores
-from .layers import Layer, Plan, PlannedLayer, find_layers, rows_problem
+from .layers import Layer, Plan, PlannedLayer, find_layers, laid_out, rows_problem
 from .pivot_layer import SearchTime, pivoted_plans
 
 # A sparse plan must promise at least this much: what the prediction is off by, about.
@@ -61,7 +62,7 @@ def _alike(one: Layer, other: Layer) -> bool:
 
 def planes_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> PlanesProblem:
     """The layer as the planes kernel sees it."""
-    g = layer.geometry
+    g = laid_out(layer, plan).geometry
     height, width = g.y.output, g.x.output
     if g.pitch == width:
         height, width = 1, height * width
@@ -80,8 +81,8 @@ def planes_problem(layer: Layer, plan: Plan, epilogue: Epilogue) -> PlanesProble
         groups=g.groups,
         lines=len(g.y.phases) * g.x.kernel,
         reach=g.y.halo,
-        planes=len(g.y.phases) * len(g.x.phases),
-        shifts=g.x.halo,
+        planes=len(g.y.phases) * len(g.plane_starts),
+        shifts=0 if g.unfolded else g.x.halo,
     )
 
 
@@ -135,9 +136,11 @@ def candidates(layer: Layer, target: PivotTarget, keep_all: bool) -> Iterator[Pl
         if keep_all:
             plan = _blocks(masks, 1, "depthwise", keep_all)
             yield replace(plan, cycles=depthwise_cycles(problem, target))
+    unfolded = (False, True) if not in_rows and _may_unfold(layer, target) else (False,)
     for rows in (target.lanes, target.lanes // 2) if in_rows else target.block_rows:
-        plan = _blocks(masks, rows, "rows" if in_rows else "planes", keep_all)
-        yield replace(plan, cycles=_cycles(layer, plan, target) + copies)
+        blocks = _blocks(masks, rows, "rows" if in_rows else "planes", keep_all)
+        for plan in (replace(blocks, unfolded=so) for so in unfolded):
+            yield replace(plan, cycles=_cycles(layer, plan, target) + copies)
     if in_rows and not keep_all:
         for plan in _own_columns(masks[0], target):
             yield replace(plan, cycles=_cycles(layer, plan, target))
@@ -217,5 +220,20 @@ def _cycles(layer: Layer, plan: Plan, target: PivotTarget) -> float:
     rule = tile_rule(target)
     if plan.form == "planes":
         problem = planes_problem(layer, plan, Epilogue())
-        return rule.choose_planes(problem, plan.entries, target)[1]
+        cycles = rule.choose_planes(problem, plan.entries, target)[1]
+        return cycles + (_unfolding_cycles(layer, target) if plan.unfolded else 0.0)
     return rule.choose_rows(rows_problem(layer, plan, Epilogue()), plan.entries, target)[1]
+
+
+def _may_unfold(layer: Layer, target: PivotTarget) -> bool:
+    """Whether planes unfolded along x are worth a look: those of an image stay in level 2."""
+    g = replace(layer.geometry, unfolded=True)
+    small = 4 * g.image_floats <= BAND_SHARE * target.l2_bytes
+    return target.family == "x86" and layer.op != "dense" and not g.direct and small
+
+
+def _unfolding_cycles(layer: Layer, target: PivotTarget) -> float:
+    """What the copy to unfolded planes takes more than that to others."""
+    g = layer.geometry
+    more = replace(g, unfolded=True).image_floats - g.image_floats
+    return packing_cycles(g.batch * more, target)

@@ -142,7 +142,7 @@ def _choice(
     """How the layer goes with its follower; None where that is not predicted to be faster."""
     g = layer.geometry
     gaps = g.pitch != g.x.output
-    if plan.form != "planes" or layer.op == "dense" or not (gaps or g.direct):
+    if plan.form != "planes" or plan.unfolded or layer.op == "dense" or not (gaps or g.direct):
         return None
     whole = candidate.whole
     read = reading_cycles(g.batch * g.outputs * g.y.output * g.x.output, target)

@@ -37,7 +37,7 @@ from ..targets import PivotTarget
 from ..windows import pack_windows
 from .cuda_kernels import cuda_choices, cuda_kernel, cuda_rule_choice
 from .detect import planes_problem
-from .layers import Handover, Layer, Plan, rows_problem
+from .layers import Handover, Layer, Plan, laid_out, rows_problem
 from .pack_layer import LayerKernel, pack_planes_layer, tables_of
 
 Problem = PlanesProblem | RowsProblem | DepthwiseProblem
@@ -73,7 +73,8 @@ def rule_choice(layer: Layer, plan: Plan, epilogue: Epilogue, target: PivotTarge
 
 def _choice(plan: Plan, tile: Tile) -> Choice:
     form: Form = plan.form
-    return Choice(form, plan.block_rows, tile, plan.keep_all, plan.own_columns, plan.window)
+    blocks = plan.block_rows, tile, plan.keep_all, plan.own_columns, plan.window
+    return Choice(form, *blocks, unfolded=plan.unfolded)
 
 
 def _direct(layer: Layer) -> bool:
@@ -102,15 +103,17 @@ def layer_choices(
             points = depthwise_choices(problem, target)
         else:
             points = planes_choices(problem, plan.entries, plan.keep_all, _direct(layer), target)
-        found.update((choice, cycles) for cycles, choice in points)
+        unfolded = plan.unfolded
+        found.update((replace(one, unfolded=unfolded), cycles) for cycles, one in points)
     limit = WORST * min(found.values())
     return {choice: cycles for choice, cycles in found.items() if cycles <= limit}
 
 
 def fits(choice: Choice, plan: Plan) -> bool:
     """Whether a choice is for this plan."""
-    mine = (choice.plan_form, choice.block_rows, choice.keep_all, choice.own_columns, choice.window)
-    return mine == (plan.form, plan.block_rows, plan.keep_all, plan.own_columns, plan.window)
+    same = ("block_rows", "keep_all", "own_columns", "window", "unfolded")
+    alike = all(getattr(choice, name) == getattr(plan, name) for name in same)
+    return alike and choice.plan_form == plan.form
 
 
 def layer_kernel(
@@ -128,6 +131,7 @@ def layer_kernel(
     """
     if target.family == "cuda":
         return cuda_kernel(layer, plan, epilogue, choice, target)
+    layer = laid_out(layer, plan)
     problem, tile = problem_of(layer, plan, epilogue), choice.tile
     if isinstance(problem, RowsProblem):
         assert isinstance(tile, RowsTile)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -84,6 +84,7 @@ class Plan:
         window: with own columns, vectors of the input that hold the columns of a step, or 0.
         pivot: what the order of the rows was made for (see `Pivot.kind`); empty for their own.
         natural_entries: packed entries that the same blocks have in the rows' own order.
+        unfolded: the planes are unfolded along x (see `ConvGeometry`).
     """
 
     form: Literal["planes", "rows", "depthwise", "tensor_cores"]
@@ -96,11 +97,17 @@ class Plan:
     window: int = 0
     pivot: str = ""
     natural_entries: int = 0
+    unfolded: bool = False
 
     @property
     def row_blocks(self) -> int:
         """Row blocks of all channel groups."""
         return sum(slots.size for slots in self.slots) // self.block_rows
+
+
+def laid_out(layer: Layer, plan: Plan) -> Layer:
+    """The layer with its planes as the plan wants them."""
+    return replace(layer, geometry=replace(layer.geometry, unfolded=plan.unfolded))
 
 
 @dataclass(frozen=True, eq=False)

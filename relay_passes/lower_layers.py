@@ -17,7 +17,7 @@ from .epilogues import FusedLayer, fuse_epilogues
 from .feature_major import FeatureMajor
 from .graph import MAIN, Rewriter, constant, dtype_of, static_shape
 from .layer_kernels import layer_kernel, rule_choice
-from .layers import Handover, Layer, Plan, PlannedLayer
+from .layers import Handover, Layer, Plan, PlannedLayer, laid_out
 from .pack_layer import LayerKernel
 
 # From more floats than this on all cores copy: each then fetches less of what another one has
@@ -142,7 +142,7 @@ class Lowering:
         return rule_choice(fused.layer, planned.plan, fused.epilogue, self.target)
 
     def _conv(self, rw: Rewriter, site: Site) -> Expr:
-        g = site.layer.geometry
+        g = laid_out(site.layer, site.plan).geometry
         if g.direct:
             planes = rw.reshape(site.x, (g.batch, g.image_floats))
         elif site.choice.band_rows:

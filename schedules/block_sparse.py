@@ -28,11 +28,12 @@ from typing import Any
 
 from tvm import te, tirx
 
+from .core_costs import INPUTS_AHEAD
 from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from .row_sum import AHEAD
 
 # Indices behind the last one that a kernel may read.
-BEYOND = AHEAD
+BEYOND = max(AHEAD, INPUTS_AHEAD)
 OUTPUT = "Y"
 STRIP = "strip"
 PANEL = "panel"

@@ -18,7 +18,7 @@ from .held_operands import hold_operands, sum_row
 from .lookup import look_up
 from .masked_stores import mask_stores
 from .moves import few_tasks, in_sequence, renamed
-from .prefetch import prefetch_weights
+from .prefetch import prefetch_inputs, prefetch_weights
 from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from .row_sum import AHEAD
 from .single_pixels import SinglePixels
@@ -132,6 +132,8 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
         sch.vectorize(lane)
     sch.vectorize(vector)
     func = _prefetching(sch.mod["main"], tile.ahead) if tile.ahead else sch.mod["main"]
+    if tile.inputs_ahead:
+        func = _prefetching_inputs(func, tile)
     done = store_once(finish(func, kernel, problem, tile), kernel, problem, tile)
     if not tile.masked(problem):
         return done
@@ -162,6 +164,13 @@ def _prefetching(func: tirx.PrimFunc, ahead: int, unroll: int = 1) -> tirx.PrimF
     """The function with its weights fetched `ahead` entries before they are used."""
     weight = next(param for param in func.params if param.name == "weight")
     body = prefetch_weights(func.body, weight, RAGGED, unroll, ahead)
+    return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
+
+
+def _prefetching_inputs(func: tirx.PrimFunc, tile: PlanesTile) -> tirx.PrimFunc:
+    """The function with the inputs of later entries fetched."""
+    index = next(param for param in func.params if param.name == "index")
+    body = prefetch_inputs(func.body, index, RAGGED, tile.width, tile.inputs_ahead)
     return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
 
 

@@ -49,6 +49,7 @@ class Choice:
         own_columns: rows form: every row of a block has columns of its own.
         window: with own columns, vectors of the input that hold the columns of a step, or 0.
         band_rows: planes form: output rows of a band (see `in_bands`); 0: no bands.
+        unfolded: planes form: the planes are unfolded along x (see `ConvGeometry`).
     """
 
     form: Form
@@ -58,6 +59,7 @@ class Choice:
     own_columns: bool = False
     window: int = 0
     band_rows: int = 0
+    unfolded: bool = False
 
     @property
     def plan_form(self) -> str:
@@ -104,7 +106,7 @@ class Choice:
             of_kind["loader"] = _LOADERS[of_kind["loader"]]
         tile = kind(**of_kind, **fixed)
         own = {name: numbers[name] for name in of_self}
-        flags = {name: bool(own[name]) for name in ("keep_all", "own_columns")}
+        flags = {name: bool(own[name]) for name in ("keep_all", "own_columns", "unfolded")}
         return cls(form=str(form), tile=tile, **{**own, **flags})  # type: ignore[arg-type]
 
 
@@ -150,7 +152,7 @@ def planes_space(problem: PlanesProblem, target: PivotTarget) -> Iterator[Planes
             if target.family == "arm":
                 yield arm.with_operands(problem, tile, target)
             else:
-                yield from dict.fromkeys((cpu_tiles.prefetching(problem, tile), tile))
+                yield from cpu_tiles.prefetches(problem, tile, target)
 
 
 def rows_choices(
@@ -181,10 +183,10 @@ def depthwise_choices(
 
 # What decides most comes first: where a combination is not possible, the later ones give way.
 ORDER = (
-    "form", "keep_all", "own_columns", "window", "block_rows", "band_rows", "vectors", "singles",
-    "panel_pitch", "slides", "lanes", "group_rows", "tiles", "k_tiles", "stretches", "loader",
-    "cluster", "pixels", "vector", "warp_pixels", "blocks", "warp_rows", "warp_columns", "slab",
-    "slots", "splits", "warps", "unroll", "ahead",
+    "form", "keep_all", "own_columns", "window", "block_rows", "unfolded", "band_rows", "vectors",
+    "singles", "panel_pitch", "slides", "lanes", "group_rows", "tiles", "k_tiles", "stretches",
+    "loader", "cluster", "pixels", "vector", "warp_pixels", "blocks", "warp_rows", "warp_columns",
+    "slab", "slots", "splits", "warps", "unroll", "ahead", "inputs_ahead",
 )  # fmt: skip
 
 

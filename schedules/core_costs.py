@@ -50,6 +50,8 @@ class CoreCosts:
         visit: a row block's loop in one K tile.
         copy: a vector of a panel.
         pack: a vector of the padded planes that all but a depthwise plan have to be given first.
+        inputs_ahead: how many entries ahead inputs that level 1 does not hold are fetched; 0: none
+            are.
         strips: None where memory is fast enough that they do not matter.
     """
 
@@ -67,8 +69,12 @@ class CoreCosts:
     visit: float = 4.8
     copy: float = 2.15
     pack: float = 4.5
+    inputs_ahead: int = 0
     strips: Strips | None = None
 
+
+# Entries ahead that suffice for level 2.
+INPUTS_AHEAD = 8
 
 ZEN = CoreCosts()
 # Of an Intel Xeon with 2 MB of level 2, whose level 3 is far away. The fit says 0.96 of a broadcast
@@ -88,6 +94,7 @@ XEON = CoreCosts(
     visit=6.2,
     copy=2.1,
     pack=3.4,
+    inputs_ahead=INPUTS_AHEAD,
     strips=Strips(4.7, 14.7, 580.0, 910.0, 0.89, 0.34),
 )
 # LLVM's names of AMD's cores begin so.

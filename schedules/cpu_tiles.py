@@ -5,13 +5,14 @@ What a tile costs is for the family's rule to say (see `x86` and `arm`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 
 from ..planes import SLACK
 from ..targets import PivotTarget
-from .cost import packing_cycles, rows_cycles
+from .core_costs import INPUTS_AHEAD, core_costs
+from .cost import input_misses, packing_cycles, rows_cycles
 from .problems import Bands, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from .tile_space import RULE, Reach, planes_tiles
 
@@ -30,6 +31,8 @@ AHEAD_BYTES = 8 << 10
 FAR_WEIGHTS = 4.0
 # Block rows from which on the planes form prefetches its weights. With fewer, loads are what binds.
 PREFETCHED_ROWS = 4
+# The share of vector loads that level 1 does not serve from which on inputs are prefetched.
+FETCHED_MISSES = 0.15
 # What of level 2 the planes of a band may take, and together with the weights.
 BAND_SHARE, BAND_AND_WEIGHTS_SHARE = 0.36, 0.8
 # Fewer rows than so many times those that a band shares with its neighbour are copied too often.
@@ -60,15 +63,30 @@ def ahead_of(block_rows: int) -> int:
     return AHEAD_BYTES // (4 * block_rows)
 
 
-def prefetching(problem: PlanesProblem, tile: PlanesTile) -> PlanesTile:
-    """The tile with prefetches of its weights, where they pay.
+def prefetching(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> PlanesTile:
+    """The tile with prefetches of its weights and inputs, where they pay.
 
     A network's weights are larger than level 2, so those of a layer have left it before each run;
-    and what other cores and programs leave of level 3 nobody knows.
+    and what other cores and programs leave of level 3 nobody knows. Inputs that level 1 cannot hold
+    are in level 2, in places that only the index tells.
     """
     if problem.block_rows < PREFETCHED_ROWS:
         return tile
-    return replace(tile, ahead=ahead_of(problem.block_rows))
+    tile = replace(tile, ahead=ahead_of(problem.block_rows))
+    if tile.k_tiles > 1 or tile.panel or input_misses(problem, tile, target) < FETCHED_MISSES:
+        return tile
+    return replace(tile, inputs_ahead=core_costs(target).inputs_ahead)
+
+
+def prefetches(
+    problem: PlanesProblem, tile: PlanesTile, target: PivotTarget
+) -> Iterator[PlanesTile]:
+    """The tile with all prefetches that are worth a look, and with none; the rule's comes first."""
+    rule = prefetching(problem, tile, target)
+    found = [rule]
+    if rule.ahead and not (tile.k_tiles > 1 or tile.panel):
+        found += [replace(rule, inputs_ahead=ahead) for ahead in (0, INPUTS_AHEAD)]
+    yield from dict.fromkeys((*found, tile))
 
 
 def share_planes(

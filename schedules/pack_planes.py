@@ -15,6 +15,9 @@ from .analysis import LEFT_TO_LLVM, substitute
 from .block_sparse_moves import SCHEDULED
 from .moves import in_sequence
 
+# Vectors of a plane that are copied one by one.
+MOST_UNROLLED = 64
+
 
 def loop(
     extent: int,
@@ -88,21 +91,21 @@ def lay_out(
         lanes: floats of a vector.
         first_row: the output row at which the planes begin.
     """
-    phases = list(product(range(len(image.y.phases)), range(len(image.x.phases))))
+    parts = list(product(image.y.phases, image.plane_starts))
     height, pitch = planes.plane_height, planes.pitch
     n, to = numbers
 
     def plane(number: int) -> tirx.Stmt:
-        phase_y = image.y.phases[phases[number][0]]
-        phase_x = image.x.phases[phases[number][1]]
-        first, end = image.x.filled(phase_x, pitch)
+        phase_y, (column, cell) = parts[number]
+        phase_x = image.x.phases[column]
+        first, end = (max(0, at - cell) for at in image.x.filled(phase_x, pitch + cell))
 
         def row(i: Any) -> tirx.Stmt:
-            at_row = ((c * len(phases) + number) * height + i) * pitch
+            at_row = ((c * len(parts) + number) * height + i) * pitch
             source_y = image.y.source(phase_y, first_row + i)
 
             def copied(at: Any) -> tirx.BufferStore:
-                source_x = image.x.source(phase_x, first) + at * image.x.stride
+                source_x = image.x.source(phase_x, cell + first) + at * image.x.stride
                 load = tirx.BufferLoad(x, [n, c, source_y, source_x])
                 return tirx.BufferStore(p, load, [to, at_row + first + at])
 
@@ -119,12 +122,54 @@ def lay_out(
             return tirx.IfThenElse(inside, in_sequence([*left, copy, *right]), outside)
 
         def empty(i: Any) -> tirx.Stmt:
-            at_row = ((c * len(phases) + number) * height + i) * pitch
+            at_row = ((c * len(parts) + number) * height + i) * pitch
             return in_sequence(_clear(p, to, at_row, pitch, lanes))
 
+        if _unbroken(image, lanes) and first < end:
+            at_plane = (c * len(parts) + number) * height * pitch
+            return in_sequence(_whole_plane(image, x, p, numbers, c, at_plane, cell, lanes))
         return loop(height, row if first < end else empty)
 
-    return [plane(number) for number in range(len(phases))]
+    return [plane(number) for number in range(len(parts))]
+
+
+def _unbroken(image: ConvGeometry, lanes: int) -> bool:
+    """Whether unfolded planes hold rows one behind the other, as they lie in the image."""
+    y, x = image.y, image.x
+    same = y.stride == x.stride == 1 and x.output == x.size
+    return image.unfolded and same and lanes <= y.size * x.size <= MOST_UNROLLED * lanes
+
+
+def _whole_plane(
+    image: ConvGeometry,
+    x: Any,
+    p: Any,
+    numbers: tuple[Any, Any],
+    c: Any,
+    at_plane: Any,
+    cell: int,
+    lanes: int,
+) -> list[tirx.Stmt]:
+    """An unfolded plane in vectors that cross rows: what a row has not comes in as zeros."""
+    width, right = image.x.size, cell - image.x.before
+    first, end = image.y.filled(0, image.plane_height)
+    n, to = numbers
+    count, source = (end - first) * width, image.y.source(0, first) * width + right
+    above, below = first * width, (image.plane_height - end) * width
+    code = _clear(p, to, at_plane, above, lanes)
+    for start in sorted({min(at, count - lanes) for at in range(0, count, lanes)}):
+        columns = tirx.floormod(tirx.Ramp(start, 1, lanes), tirx.Broadcast(width, lanes))
+        inside = columns >= tirx.Broadcast(-right, lanes)
+        if right > 0:
+            inside = columns < tirx.Broadcast(width - right, lanes)
+        at = [n, c, 0, tirx.Ramp(source + start, 1, lanes)]
+        value = tirx.BufferLoad(x, at)
+        if right != 0:  # what a masked load holds elsewhere is not defined
+            part = tirx.op.masked_load(f"{x.ty.dtype}x{lanes}", x, *at, inside)
+            value = tirx.Select(inside, part, tirx.Broadcast(tirx.const(0, x.ty.dtype), lanes))
+        place = tirx.Ramp(at_plane + (above + start), 1, lanes)
+        code.append(tirx.BufferStore(p, value, [to, place]))
+    return [*code, *_clear(p, to, at_plane + (above + count), below, lanes)]
 
 
 def clear_slack(planes: ConvGeometry, p: Any, image: Any, lanes: int) -> tirx.Stmt:

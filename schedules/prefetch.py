@@ -13,6 +13,7 @@ from tvm.ir import StringImm, TensorLoad
 from tvm.s_tir import SBlockRealize
 
 from .analysis import substitute, walk
+from .moves import in_sequence
 
 LINE_BYTES = 64
 _FLOAT_BYTES = 4
@@ -56,6 +57,49 @@ def prefetch_weights(body: Any, weight: Any, mark: str, entries: int, ahead: int
         )
 
     return tvm_ffi.structural_map(body, (tirx.For, add))
+
+
+def prefetch_inputs(body: Any, index: Any, mark: str, floats: int, ahead: int) -> Any:
+    """`body` with prefetches of what its innermost loop over packed entries reads of the planes.
+
+    Args:
+        body: of a scheduled kernel.
+        index: its parameter of that name, behind whose last value there are `ahead` more.
+        mark: the annotation of that loop, whose iterations take one entry.
+        floats: that an entry reads, one behind the other.
+        ahead: entries between those that are used and those whose inputs are fetched.
+    """
+
+    def add(loop: tirx.For) -> tirx.For:
+        if mark not in loop.annotations:
+            return loop
+        first = _first_input(loop, index)
+        later = {loop.loop_var: loop.loop_var + ahead}
+        at = [substitute(place, later) for place in first.indices]
+        lines = [*range(0, floats, LINE_BYTES // _FLOAT_BYTES), floats - 1]
+        steps = [
+            _prefetch(tirx.BufferLoad(first.source, [*at[:-1], at[-1] + line])) for line in lines
+        ]
+        inner = in_sequence([*steps, loop.body])
+        return tirx.For(
+            loop.loop_var, loop.min, loop.extent, loop.kind, inner, annotations=loop.annotations
+        )
+
+    return tvm_ffi.structural_map(body, (tirx.For, add))
+
+
+def _first_input(loop: tirx.For, index: Any) -> Any:
+    """The load of the first float that an iteration of the loop reads of the planes."""
+    for realize in walk(loop.body, SBlockRealize):
+        for load in walk(realize, TensorLoad):
+            if any(
+                inner.source.same_as(index) for at in load.indices for inner in walk(at, TensorLoad)
+            ):
+                axes = zip(realize.block.iter_vars, realize.iter_values, strict=True)
+                own = substitute(load, {axis.var: value for axis, value in axes})
+                starts = {one.loop_var: tirx.const(0, "int32") for one in walk(loop.body, tirx.For)}
+                return substitute(own, starts)
+    raise ValueError("the loop reads no planes")
 
 
 def _first_entry(loop: tirx.For, weight: Any) -> Any:

@@ -137,6 +137,7 @@ class PlanesTile:
         slides: with a panel, the layer's `shifts`: the taps of a row share a line, and the sums
             slide by a column between the runs of taps that are so far apart (see `sliding_sums`).
             0: every tap reads a line of its own, so that all of them read aligned vectors, too.
+        inputs_ahead: prefetch the inputs of so many entries further on; 0: not at all.
         singles: where the output is compact, pixels that a register tile has beside those of its
             vectors (see `single_pixels`): together they are those behind the last whole tile.
     """
@@ -153,6 +154,7 @@ class PlanesTile:
     entries: int = 1
     ahead: int = 0
     slides: int = 0
+    inputs_ahead: int = 0
     singles: int = 0
 
     @property

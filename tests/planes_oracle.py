@@ -23,7 +23,7 @@ def problem_of(g, rows, row_blocks, epilogue=PLAIN):
     return PlanesProblem(
         g.batch, g.image_floats, columns, g.outputs, row_blocks, rows,
         height, width, pitch, epilogue, taps, g.groups, len(g.y.phases) * g.x.kernel, g.y.halo,
-        len(g.y.phases) * len(g.x.phases), g.x.halo,
+        len(g.y.phases) * len(g.plane_starts), 0 if g.unfolded else g.x.halo,
     )  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def test_of_two_layers_that_meet_the_later_adds_the_earlier():
 
 def test_layers_that_read_alike_share_planes():
     def body(emit, x):
-        return relax.op.concat([conv(emit, x, 8), conv(emit, x, 4), conv(emit, x, 4, 5)], 1)
+        return relax.op.concat([conv(emit, x, 8), conv(emit, x, 16), conv(emit, x, 4, 5)], 1)
 
     names = ops(lowered(module([(1, 8, 9, 9)], body)).mod)
     assert sum(name.startswith("pack_planes") for name in names) == 2

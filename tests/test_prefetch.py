@@ -11,10 +11,12 @@ from planes_oracle import packed_for, problem_of, tables_for
 from tvm_pivot.layout import BlockShape
 from tvm_pivot.pack import pack, pack_sliced
 from tvm_pivot.planes import AxisGeometry, ConvGeometry
-from tvm_pivot.schedules.block_sparse import planes_kernel, rows_kernel
+from tvm_pivot.schedules.block_sparse import BEYOND, planes_kernel, rows_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes, schedule_rows
+from tvm_pivot.schedules.choices import planes_space
 from tvm_pivot.schedules.problems import Epilogue, PlanesTile, RowsProblem, RowsTile
-from tvm_pivot.schedules.x86 import choose_rows
+from tvm_pivot.schedules.tile_space import planes_tiles
+from tvm_pivot.schedules.x86 import choose_planes, choose_rows
 from tvm_pivot.targets import PRESETS, resolve
 
 
@@ -47,7 +49,7 @@ def test_prefetches_change_nothing(rows, unroll, parallel, own_columns):
 
 
 @pytest.mark.parametrize("k_tiles", [1, 3])
-@pytest.mark.parametrize("ahead", [4, 1 << 24])
+@pytest.mark.parametrize("ahead", [{"ahead": 4}, {"ahead": 1 << 24}, {"inputs_ahead": BEYOND}])
 def test_prefetches_of_planes_change_nothing(ahead, k_tiles):
     axis = AxisGeometry(14, 3, 1, 1, 1, 1)
     g = ConvGeometry(2, 16, 48, axis, axis)
@@ -62,12 +64,12 @@ def test_prefetches_of_planes_change_nothing(ahead, k_tiles):
     bias = rng.standard_normal(48).astype(np.float32)
     tables = tables_for(packed, bias)
     outputs, stores = [], []
-    for one in (tile, replace(tile, ahead=ahead)):
+    for one in (tile, replace(tile, **ahead)):
         func = schedule_planes(planes_kernel(problem, one), problem, one)
         mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
         lib = tvm.compile(mod, target=resolve("x86").to_tvm())
         code = lib.mod.inspect_source("asm")
-        assert ("prefetch" in code) == bool(one.ahead)
+        assert ("prefetch" in code) == bool(one.ahead or one.inputs_ahead)
         stores.append(len(re.findall(r"vmov[ua]ps\s+%[yz]mm\d+, ", code)))
         out = tvm.runtime.tensor(np.full(problem.output, np.nan, np.float32))
         lib["main"](*map(tvm.runtime.tensor, (planes, *tables)), out)
@@ -81,3 +83,27 @@ def test_only_weights_beyond_the_caches_are_prefetched():
     problem = RowsProblem(1, 25088, 4096, 512, 8, False, Epilogue())
     assert choose_rows(problem, 1_284_505, target)[0].ahead == 256
     assert choose_rows(problem, 20_000, target)[0].ahead == 0
+
+
+def pixels(columns, count):
+    return ConvGeometry(1, columns, 512, AxisGeometry(1, 1), AxisGeometry(count, 1))
+
+
+def test_inputs_are_prefetched_where_level_1_cannot_hold_them():
+    intel, amd = PRESETS["sapphire-rapids"], PRESETS["zen4"]
+    large, small = (problem_of(pixels(columns, 196), 8, 64) for columns in (1024, 64))
+    for target, ahead in ((intel, 8), (amd, 0)):
+        assert choose_planes(large, 6500, target)[0].inputs_ahead == ahead
+        assert choose_planes(small, 400, target)[0].inputs_ahead == 0
+        # Which of them pays is for tuning to say, on all.
+        space = list(planes_space(large, target))
+        assert {tile.inputs_ahead for tile in space} == {0, 8}
+        assert len(set(space)) == len(space)
+
+
+def test_one_line_more_than_the_vectors_is_fetched():
+    """A tile of two vectors of 8 floats may begin anywhere: it lies in up to three lines."""
+    problem = problem_of(pixels(64, 40), 8, 64)
+    tile = replace(next(t for t in planes_tiles(problem, PRESETS["x86-avx2"])), inputs_ahead=8)
+    func = schedule_planes(planes_kernel(problem, tile), problem, tile)
+    assert str(func).count("pivot_prefetch") == -(-tile.width // 16) + 1

@@ -42,7 +42,8 @@ def planes_problem(geometry, rows, row_blocks, columns):
         height, width, width if height == 1 else geometry.pitch, Epilogue(low=0.0),
         geometry.y.kernel * geometry.x.kernel, geometry.groups,
         len(geometry.y.phases) * geometry.x.kernel, geometry.y.halo,
-        len(geometry.y.phases) * len(geometry.x.phases), geometry.x.halo,
+        len(geometry.y.phases) * len(geometry.plane_starts),
+        0 if geometry.unfolded else geometry.x.halo,
     )  # fmt: skip
 
 
@@ -51,6 +52,9 @@ GEOMETRIES = {
     "few pixels": ConvGeometry(2, 40, 20, AxisGeometry(1, 1), AxisGeometry(5, 1)),
     "3x3": ConvGeometry(2, 6, 20, AxisGeometry(11, 3, 1, 1, 1, 1), AxisGeometry(9, 3, 1, 1, 1, 1)),
     "strided": ConvGeometry(1, 6, 20, AxisGeometry(13, 3, 2, 1, 1, 0), AxisGeometry(23, 2, 2)),
+}
+GEOMETRIES |= {
+    f"unfolded {name}": replace(GEOMETRIES[name], unfolded=True) for name in ("3x3", "strided")
 }
 
 

@@ -3,6 +3,9 @@
 A stride s is s phases: padded row y lives in phase ``y % s``, at row ``y // s`` of that phase's
 plane. Then every tap of every output pixel is a constant offset from the pixel's own position,
 and k x k, strided, dilated and grouped convolutions differ in their offset tables only.
+
+In such planes output rows have gaps. Unfolded along x (im2col, but for the taps of a column), each
+column of taps has a plane of its own, whose rows are as long as the output's: pixels are adjacent.
 """
 
 from __future__ import annotations
@@ -76,6 +79,7 @@ class ConvGeometry:
         batch, channels, outputs: images, input channels, output channels.
         y, x: the two spatial axes.
         groups: channel groups.
+        unfolded: along x: each column of taps has planes of its own.
     """
 
     batch: int
@@ -84,6 +88,7 @@ class ConvGeometry:
     y: AxisGeometry
     x: AxisGeometry
     groups: int = 1
+    unfolded: bool = False
 
     @property
     def direct(self) -> bool:
@@ -102,6 +107,8 @@ class ConvGeometry:
         """
         if self.direct:
             return self.x.size
+        if self.unfolded:
+            return self.x.output
         if self.x.stride == 1:
             return max(self.x.size + max(self.x.before, self.x.after), self.x.output)
         return self.x.output + self.x.halo
@@ -112,9 +119,16 @@ class ConvGeometry:
         return self.y.output + self.y.halo
 
     @property
+    def plane_starts(self) -> tuple[tuple[int, int], ...]:
+        """What planes begin with in a row, side by side: (phase number, plane cell) along x."""
+        if self.unfolded:
+            return tuple(self.x.tap(k) for k in range(self.x.kernel))
+        return tuple((phase, 0) for phase in range(len(self.x.phases)))
+
+    @property
     def planes(self) -> int:
-        """Planes of one image: channels x phases."""
-        return self.channels * len(self.y.phases) * len(self.x.phases)
+        """Planes of one image: channels x phases along y x `plane_starts`."""
+        return self.channels * len(self.y.phases) * len(self.plane_starts)
 
     @property
     def image_floats(self) -> int:
@@ -133,14 +147,17 @@ class ConvGeometry:
         plane = self.plane_height * self.pitch
         per_group = self.channels // self.groups
         phase_y, shift_y = np.array([self.y.tap(k) for k in range(self.y.kernel)]).T
-        phase_x, shift_x = np.array([self.x.tap(k) for k in range(self.x.kernel)]).T
+        taps = [self.x.tap(k) for k in range(self.x.kernel)]
+        if self.unfolded:
+            taps = [(k, 0) for k in range(self.x.kernel)]
+        column, shift_x = np.array(taps).T
         channel = (group * per_group + np.arange(per_group))[:, None, None]
-        at = (channel * len(self.y.phases) + phase_y[:, None]) * len(self.x.phases) + phase_x
+        at = (channel * len(self.y.phases) + phase_y[:, None]) * len(self.plane_starts) + column
         offset = at * plane + shift_y[:, None] * self.pitch + shift_x
         return np.asarray(offset.ravel(), dtype=np.int32)
 
     def lines(self, shared: bool = False) -> tuple[IntArray, IntArray, IntArray]:
-        """Columns by the rows of planes that they read, all groups together.
+        """Columns by the rows of planes that they read, all groups together; not if unfolded.
 
         Args:
             shared: columns that read a row at several places share a line: that of its beginning.

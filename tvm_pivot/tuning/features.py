@@ -35,10 +35,10 @@ _PROBLEM = (
     "taps_x", "stride_y",
 )  # fmt: skip
 _DECISIONS = (
-    "keep_all", "own_columns", "window", "block_rows", "band_rows", "lanes", "vectors", "tiles",
-    "group_rows", "k_tiles", "stretches", "panel_pitch", "slides", "singles", "unroll", "ahead",
-    "form", "loader", "cluster", "pixels", "vector", "warp_pixels", "blocks", "warp_rows",
-    "warp_columns", "slab", "slots", "splits", "warps", "grid",
+    "keep_all", "own_columns", "window", "block_rows", "unfolded", "band_rows", "lanes", "vectors",
+    "tiles", "group_rows", "k_tiles", "stretches", "panel_pitch", "slides", "singles", "unroll",
+    "ahead", "inputs_ahead", "form", "loader", "cluster", "pixels", "vector", "warp_pixels",
+    "blocks", "warp_rows", "warp_columns", "slab", "slots", "splits", "warps", "grid",
 )  # fmt: skip
 COUNT = len(_PROBLEM) + len(_DECISIONS) + 8
 

@@ -137,7 +137,8 @@ def _in_order_of(plan: Plan, other: Plan, layer: Layer, target: PivotTarget) -> 
 
 
 def _kind(plan: Plan) -> tuple[Any, ...]:
-    return plan.form, plan.block_rows, plan.own_columns, plan.keep_all, plan.window
+    blocks = plan.form, plan.block_rows, plan.own_columns, plan.keep_all, plan.window
+    return *blocks, plan.unfolded
 
 
 def network_tasks(

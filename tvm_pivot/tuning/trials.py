@@ -10,6 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def candidate_func(task: LayerTask, choice: Choice, kernel: LayerKernel) -> tirx
 
     Its arguments: X, P (planes, where they are copied first), the tables, the residual (if any), Y.
     """
-    g, func = task.geometry, kernel.make()
+    g, func = replace(task.geometry, unfolded=choice.unfolded), kernel.make()
     if task.op == "dense" or g.direct or choice.band_rows or choice.form in _UNPACKED:
         return func
     return packed_first(func, pack_planes(g, task.target.lanes, False))
