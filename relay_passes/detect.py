@@ -15,7 +15,6 @@ from ..pivot import gather_rows, natural_rows
 from ..pivot_planted import DIAGONAL, EQUAL, diagonal_parts
 from ..schedules import tile_rule
 from ..schedules.cost import packing_cycles
-from ..schedules.cpu_tiles import BAND_SHARE
 from ..schedules.cuda_rows import MOST_SUMS
 from ..schedules.depthwise_tiles import depthwise_cycles, depthwise_problem
 from ..schedules.lookup import can_look_up
@@ -30,6 +29,8 @@ from .pivot_layer import SearchTime, pivoted_plans
 MARGIN = 0.9
 # Vectors of an input window: more find fewer zeros in a step, but take longer to search.
 WINDOWS = (2, 3)
+# What of level 2 the planes of an image may take if they are unfolded.
+UNFOLDED_SHARE = 0.4
 # For the general search in a network whose builder does not say.
 PIVOT_SECONDS = 2.0
 
@@ -228,7 +229,7 @@ def _cycles(layer: Layer, plan: Plan, target: PivotTarget) -> float:
 def _may_unfold(layer: Layer, target: PivotTarget) -> bool:
     """Whether planes unfolded along x are worth a look: those of an image stay in level 2."""
     g = replace(layer.geometry, unfolded=True)
-    small = 4 * g.image_floats <= BAND_SHARE * target.l2_bytes
+    small = 4 * g.image_floats <= UNFOLDED_SHARE * target.l2_bytes
     return target.family == "x86" and layer.op != "dense" and not g.direct and small
 
 

@@ -18,7 +18,7 @@ from .held_operands import hold_operands, sum_row
 from .lookup import look_up
 from .masked_stores import mask_stores
 from .moves import few_tasks, in_sequence, renamed
-from .prefetch import prefetch_inputs, prefetch_weights
+from .prefetch import LINE_FLOATS, prefetch_inputs, prefetch_weights
 from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from .row_sum import AHEAD
 from .single_pixels import SinglePixels
@@ -133,7 +133,7 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
     sch.vectorize(vector)
     func = _prefetching(sch.mod["main"], tile.ahead) if tile.ahead else sch.mod["main"]
     if tile.inputs_ahead:
-        func = _prefetching_inputs(func, tile)
+        func = _prefetching_inputs(func, problem, tile)
     done = store_once(finish(func, kernel, problem, tile), kernel, problem, tile)
     if not tile.masked(problem):
         return done
@@ -167,10 +167,14 @@ def _prefetching(func: tirx.PrimFunc, ahead: int, unroll: int = 1) -> tirx.PrimF
     return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
 
 
-def _prefetching_inputs(func: tirx.PrimFunc, tile: PlanesTile) -> tirx.PrimFunc:
+def _prefetching_inputs(
+    func: tirx.PrimFunc, problem: PlanesProblem, tile: PlanesTile
+) -> tirx.PrimFunc:
     """The function with the inputs of later entries fetched."""
     index = next(param for param in func.params if param.name == "index")
-    body = prefetch_inputs(func.body, index, RAGGED, tile.width, tile.inputs_ahead)
+    aligned = tile.width % LINE_FLOATS == 0 and tile.line_floats(problem) % LINE_FLOATS == 0
+    ahead = tile.inputs_ahead
+    body = prefetch_inputs(func.body, index, RAGGED, tile.width, aligned, ahead)
     return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
 
 

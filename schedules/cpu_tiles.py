@@ -73,7 +73,7 @@ def prefetching(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -
     if problem.block_rows < PREFETCHED_ROWS:
         return tile
     tile = replace(tile, ahead=ahead_of(problem.block_rows))
-    if tile.k_tiles > 1 or tile.panel or input_misses(problem, tile, target) < FETCHED_MISSES:
+    if tile.k_tiles > 1 or input_misses(problem, tile, target) < FETCHED_MISSES:
         return tile
     return replace(tile, inputs_ahead=core_costs(target).inputs_ahead)
 
@@ -84,7 +84,7 @@ def prefetches(
     """The tile with all prefetches that are worth a look, and with none; the rule's comes first."""
     rule = prefetching(problem, tile, target)
     found = [rule]
-    if rule.ahead and not (tile.k_tiles > 1 or tile.panel):
+    if rule.ahead and tile.k_tiles == 1:
         found += [replace(rule, inputs_ahead=ahead) for ahead in (0, INPUTS_AHEAD)]
     yield from dict.fromkeys((*found, tile))
 

@@ -17,6 +17,7 @@ from .moves import in_sequence
 
 LINE_BYTES = 64
 _FLOAT_BYTES = 4
+LINE_FLOATS = LINE_BYTES // _FLOAT_BYTES
 # LLVM takes a prefetch for a read of memory, before which sums that rest in registers must be
 # stored. This one is declared to touch nothing that the kernel sees.
 _FUNCTION = """
@@ -59,7 +60,9 @@ def prefetch_weights(body: Any, weight: Any, mark: str, entries: int, ahead: int
     return tvm_ffi.structural_map(body, (tirx.For, add))
 
 
-def prefetch_inputs(body: Any, index: Any, mark: str, floats: int, ahead: int) -> Any:
+def prefetch_inputs(
+    body: Any, index: Any, mark: str, floats: int, aligned: bool, ahead: int
+) -> Any:
     """`body` with prefetches of what its innermost loop over packed entries reads of the planes.
 
     Args:
@@ -67,8 +70,11 @@ def prefetch_inputs(body: Any, index: Any, mark: str, floats: int, ahead: int) -
         index: its parameter of that name, behind whose last value there are `ahead` more.
         mark: the annotation of that loop, whose iterations take one entry.
         floats: that an entry reads, one behind the other.
+        aligned: they begin with a cache line.
         ahead: entries between those that are used and those whose inputs are fetched.
     """
+    lines = list(range(0, floats, LINE_FLOATS))
+    lines += [] if aligned else [floats - 1]
 
     def add(loop: tirx.For) -> tirx.For:
         if mark not in loop.annotations:
@@ -76,7 +82,6 @@ def prefetch_inputs(body: Any, index: Any, mark: str, floats: int, ahead: int) -
         first = _first_input(loop, index)
         later = {loop.loop_var: loop.loop_var + ahead}
         at = [substitute(place, later) for place in first.indices]
-        lines = [*range(0, floats, LINE_BYTES // _FLOAT_BYTES), floats - 1]
         steps = [
             _prefetch(tirx.BufferLoad(first.source, [*at[:-1], at[-1] + line])) for line in lines
         ]

@@ -208,6 +208,12 @@ class PlanesTile:
         """Output pixels of a group's rows, where rows have gaps."""
         return problem.width if self.across(problem) == 1 else self._panel_columns
 
+    def line_floats(self, problem: PlanesProblem) -> int:
+        """Floats, or a part of so many, after which all begins that entries read."""
+        if self.panel:
+            return self.panel_pitch
+        return problem.pixels if problem.compact and problem.taps == 1 else 1
+
     @property
     def panel(self) -> bool:
         return self.panel_pitch > 0

@@ -15,7 +15,6 @@ from tvm_pivot.schedules.block_sparse import BEYOND, planes_kernel, rows_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes, schedule_rows
 from tvm_pivot.schedules.choices import planes_space
 from tvm_pivot.schedules.problems import Epilogue, PlanesTile, RowsProblem, RowsTile
-from tvm_pivot.schedules.tile_space import planes_tiles
 from tvm_pivot.schedules.x86 import choose_planes, choose_rows
 from tvm_pivot.targets import PRESETS, resolve
 
@@ -101,9 +100,9 @@ def test_inputs_are_prefetched_where_level_1_cannot_hold_them():
         assert len(set(space)) == len(space)
 
 
-def test_one_line_more_than_the_vectors_is_fetched():
-    """A tile of two vectors of 8 floats may begin anywhere: it lies in up to three lines."""
-    problem = problem_of(pixels(64, 40), 8, 64)
-    tile = replace(next(t for t in planes_tiles(problem, PRESETS["x86-avx2"])), inputs_ahead=8)
+@pytest.mark.parametrize(("count", "lines"), [(40, 3), (48, 2)])
+def test_where_vectors_may_begin_anywhere_one_line_more_is_fetched(count, lines):
+    problem = problem_of(pixels(64, count), 8, 64)
+    tile = PlanesTile(16, 2, 1, 1, False, inputs_ahead=8)
     func = schedule_planes(planes_kernel(problem, tile), problem, tile)
-    assert str(func).count("pivot_prefetch") == -(-tile.width // 16) + 1
+    assert str(func).count('"pivot_prefetch"') == lines
