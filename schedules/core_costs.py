@@ -52,6 +52,7 @@ class CoreCosts:
         pack: a vector of the padded planes that all but a depthwise plan have to be given first.
         inputs_ahead: how many entries ahead inputs that level 1 does not hold are fetched; 0: none
             are.
+        reread: an entry's weights for each group of register tiles but the first.
         strips: None where memory is fast enough that they do not matter.
     """
 
@@ -70,6 +71,7 @@ class CoreCosts:
     copy: float = 2.15
     pack: float = 4.5
     inputs_ahead: int = 0
+    reread: float = 0.0
     strips: Strips | None = None
 
 
@@ -78,7 +80,8 @@ INPUTS_AHEAD = 8
 
 ZEN = CoreCosts()
 # Of an Intel Xeon with 2 MB of level 2, whose level 3 is far away. The fit says 0.96 of a broadcast
-# and 1.53 of a load that misses; with these, whole networks of dense layers are faster.
+# and 1.53 of a load that misses; with these, whole networks of dense layers are faster. Of `far` it
+# says 0.5 where inputs are prefetched; then blocks of four rows are chosen, which take longer.
 XEON = CoreCosts(
     broadcast=0.6,
     near=0.1,
@@ -95,6 +98,7 @@ XEON = CoreCosts(
     copy=2.1,
     pack=3.4,
     inputs_ahead=INPUTS_AHEAD,
+    reread=1.0,
     strips=Strips(4.7, 14.7, 580.0, 910.0, 0.89, 0.34),
 )
 # LLVM's names of AMD's cores begin so.

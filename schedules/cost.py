@@ -22,7 +22,7 @@ LOOP_CYCLES = 4.0
 FOLDED_BROADCAST = 0.5
 SEPARATE_LOAD = 1.25
 # A single pixel's sum, stored by itself.
-SINGLE_STORE = 3.0
+SINGLE_STORE = 2.0
 # How sharply the busier of two units hides the other: the exponent of their norm.
 OVERLAP = 4.0
 # What a squeezed vector takes more where it straddles two vectors of the strip.
@@ -85,6 +85,8 @@ def planes_cycles(
         squeeze = costs.squeeze
         squeeze += 0.0 if tile.group_rows == 1 or whole else STRADDLING_SQUEEZE
         cycles += squeeze * problem.batch * groups * problem.row_blocks * r_ * pieces
+    if not (tile.k_tiles > 1 or tile.panel):
+        cycles += costs.reread * entries * problem.batch * (groups - 1)
     far = far_bytes(problem, tile, entries, target, _far_sets(problem, tile))
     return cycles + far / FAR_BYTES + _strip_cycles(problem, tile, target, bands)
 

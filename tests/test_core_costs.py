@@ -70,3 +70,9 @@ def test_strips_cost_what_they_move() -> None:
     near, far = (planes_cycles(one, short, 205, INTEL, bands) for bands in (1, 56))
     assert far > near
     assert planes_cycles(one, short, 205, AMD) == planes_cycles(one, short, 205, AMD, 56)
+
+
+def test_weights_are_not_read_again_for_each_group_where_that_costs() -> None:
+    problem = pointwise(256, 1024, 14 * 14)
+    groups = {m: choose_planes(problem, 3277, m)[0].groups(problem) for m in (INTEL, AMD)}
+    assert groups[INTEL] == 1 < groups[AMD]
