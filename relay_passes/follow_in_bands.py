@@ -76,11 +76,12 @@ def follow_in_bands(
         candidate = found.get(one.layer.var)
         if candidate is None:
             continue
-        chosen = _choice(one.layer, one.plan, epilogues[one.layer.var], candidate, target)
+        plan = replace(one.plan, unfolded=False)  # bands lay out planes of their own
+        chosen = _choice(one.layer, plan, epilogues[one.layer.var], candidate, target)
         if chosen is not None:
             choice, follower = chosen
             handover = Handover(follower, candidate.end, candidate.inner, candidate.tables)
-            leading[one.layer.var] = replace(one, choice=choice, handover=handover)
+            leading[one.layer.var] = replace(one, plan=plan, choice=choice, handover=handover)
             if candidate.layer:
                 within[candidate.layer] = one.layer.name
     return [
@@ -142,7 +143,7 @@ def _choice(
     """How the layer goes with its follower; None where that is not predicted to be faster."""
     g = layer.geometry
     gaps = g.pitch != g.x.output
-    if plan.form != "planes" or plan.unfolded or layer.op == "dense" or not (gaps or g.direct):
+    if plan.form != "planes" or layer.op == "dense" or not (gaps or g.direct):
         return None
     whole = candidate.whole
     read = reading_cycles(g.batch * g.outputs * g.y.output * g.x.output, target)

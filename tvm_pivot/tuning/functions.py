@@ -93,6 +93,8 @@ def function_tasks(
         own = [s for call, s in zip(watch.calls, times, strict=True) if call.function == name]
         if sum(own) < LEAST_SHARE * total or not _can_search(func):
             continue
+        if name.startswith("reshape"):  # a copy, element by element: there is nothing to choose
+            continue
         key = function_key(func, target)
         one = replace(target, cores=1)
         tasks.setdefault(key, FunctionTask(key, name, func, len(own), sum(own) / total, one))
