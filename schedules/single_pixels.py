@@ -29,8 +29,8 @@ class SinglePixels:
 
     Args:
         problem, tile: of the kernel, whose ragged sum is one run.
-        params: the kernel's parameters by name, before its output has its real shape.
-        output: the output in its real shape.
+        params: the kernel's parameters by name.
+        output: what it stores to, in the layer's real shape.
     """
 
     def __init__(
