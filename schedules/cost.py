@@ -85,7 +85,7 @@ def planes_cycles(
         squeeze = costs.squeeze
         squeeze += 0.0 if tile.group_rows == 1 or whole else STRADDLING_SQUEEZE
         cycles += squeeze * problem.batch * groups * problem.row_blocks * r_ * pieces
-    if not (tile.k_tiles > 1 or tile.panel):
+    if r_ > 1 or not (tile.k_tiles > 1 or tile.panel):
         cycles += costs.reread * entries * problem.batch * (groups - 1)
     far = far_bytes(problem, tile, entries, target, _far_sets(problem, tile))
     return cycles + far / FAR_BYTES + _strip_cycles(problem, tile, target, bands)
@@ -106,10 +106,11 @@ def _strip_cycles(
     columns = tile.tiles * tile.width if problem.compact else tile.columns(problem)
     whole_rows = not problem.compact and columns >= problem.width
     strip = 4.0 * min(columns, problem.width) * (tile.group_rows if whole_rows else 1)
+    long = strips.whole if tile.groups(problem) == bands == 1 else strips.long
     ahead = min(1.0, max(0.0, (strip - strips.begins) / (strips.ends - strips.begins)))
     # A line is read before it is written; padded planes are read where the copy to them left them.
     moved = 2.0 * outputs + residual + (inputs if problem.compact else 0.0)
-    return far * moved * ((1.0 - ahead) / strips.short + ahead / strips.long)
+    return far * moved * ((1.0 - ahead) / strips.short + ahead / long)
 
 
 def packing_cycles(floats: int, target: PivotTarget) -> float:

@@ -5,6 +5,7 @@ from tuned_layers import conv_layer, dense_layer, task_of
 
 from benchmarks.tuning_curves import LEARNED, RANDOM, best_so_far, chosen, verdict
 from benchmarks.tuning_gain import mean_gain
+from benchmarks.tuning_optimum import BATCH, batches, small
 
 
 def test_the_best_time_so_far_never_rises() -> None:
@@ -17,7 +18,7 @@ def test_the_best_time_so_far_never_rises() -> None:
     [(1.0, 2.0, LEARNED), (2.0, 1.0, RANDOM), (1.0, 1.005, "same"), (1.005, 1.0, "same")],
 )
 def test_times_that_are_nearly_equal_are_the_same(learned, random, expected) -> None:
-    assert verdict({"curves": {LEARNED: [9.0, learned], RANDOM: [9.0, random]}}) == expected
+    assert verdict({"found": {LEARNED: learned, RANDOM: random}}) == expected
 
 
 def test_the_slowest_tasks_are_chosen() -> None:
@@ -29,3 +30,16 @@ def test_the_slowest_tasks_are_chosen() -> None:
 def test_every_layer_counts_in_the_mean() -> None:
     layers = [{"gain": 4.0, "layers": 1}, {"gain": 1.0, "layers": 3}]
     assert mean_gain(layers) == pytest.approx(4.0**0.25)
+
+
+def test_small_spaces_are_measured_whole_and_best_predictions_first() -> None:
+    tasks = [task_of(conv_layer(size=14)), task_of(dense_layer())]
+    sizes = sorted(len(task.choices) for task in tasks)
+    assert 1 < sizes[0] < sizes[1]
+    assert [len(task.choices) for task in small(tasks, sizes[0])] == sizes[:1]
+    (task,) = small(tasks, sizes[0])
+    points = [choice for batch in batches(task) for choice in batch]
+    assert all(len(batch) <= BATCH for batch in batches(task))
+    assert sorted(map(repr, points)) == sorted(map(repr, task.choices))
+    cycles = [task.choices[choice] for choice in points]
+    assert cycles == sorted(cycles)

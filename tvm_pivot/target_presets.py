@@ -84,6 +84,7 @@ _TARGETS = (
     _x86("x86-avx2", "haswell", 8, 16, l2_bytes=256 * _KIB),
     _x86("x86-avx512", "skylake-avx512", 16, 32),
     _x86("haswell", "haswell", 8, 16, l2_bytes=256 * _KIB),
+    _x86("alder-lake", "alderlake", 8, 16, l1_bytes=48 * _KIB, l2_bytes=1280 * _KIB),
     _x86("skylake-avx512", "skylake-avx512", 16, 32),
     _x86("sapphire-rapids", "sapphirerapids", 16, 32, l1_bytes=48 * _KIB, l2_bytes=2 * _MIB),
     _x86("zen2", "znver2", 8, 16, l2_bytes=512 * _KIB),
