@@ -54,6 +54,8 @@ class CoreCosts:
         pack: a vector of the padded planes that all but a depthwise plan have to be given first.
         inputs_ahead: how many entries ahead inputs that level 1 does not hold are fetched; 0: none
             are.
+        far_weights: how many level-2 caches the weights of the rows form must fill for prefetches
+            to pay.
         reread: an entry's weights for each group of register tiles but the first.
         strips: None where memory is fast enough that they do not matter.
     """
@@ -73,6 +75,8 @@ class CoreCosts:
     copy: float = 2.15
     pack: float = 4.5
     inputs_ahead: int = 0
+    # A prefetch from level 3 costs a twelfth, one from memory saves a third.
+    far_weights: float = 4.0
     reread: float = 0.0
     strips: Strips | None = None
 
@@ -101,6 +105,7 @@ XEON = CoreCosts(
     copy=2.1,
     pack=3.4,
     inputs_ahead=INPUTS_AHEAD,
+    far_weights=0.42,  # an LSTM of 512 units has less, which its steps find in level 2
     reread=1.0,
     strips=Strips(4.7, 14.7, 20.0, 580.0, 910.0, 0.89, 0.34),
 )

@@ -26,9 +26,6 @@ LEAST_ROW_BLOCKS = 16
 
 # How far ahead weights are prefetched.
 AHEAD_BYTES = 8 << 10
-# How many level-2 caches the weights of the rows form must fill to come from memory in each run:
-# there, from level 3 a prefetch costs a twelfth, from memory it saves a third.
-FAR_WEIGHTS = 4.0
 # Block rows from which on the planes form prefetches its weights. With fewer, loads are what binds.
 PREFETCHED_ROWS = 4
 # The share of vector loads that level 1 does not serve from which on inputs are prefetched.
@@ -176,7 +173,7 @@ def choose_rows(problem: RowsProblem, entries: int, target: PivotTarget) -> tupl
     unroll = max(1, int(target.fma_per_cycle * target.fma_latency) // vectors)
     # A lookup takes so long that two sums hide the latency of the multiply-add.
     unroll = 1 << (min(unroll, 2 if problem.window else 4).bit_length() - 1)
-    far = 4 * problem.block_rows * entries > FAR_WEIGHTS * target.l2_bytes
+    far = 4 * problem.block_rows * entries > core_costs(target).far_weights * target.l2_bytes
     ahead = ahead_of(problem.block_rows) if far else 0
     return share_rows(RowsTile(unroll, False, ahead), cycles, target), cycles
 

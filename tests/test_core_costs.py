@@ -6,8 +6,8 @@ import pytest
 
 from tvm_pivot.schedules.core_costs import XEON, ZEN, core_costs
 from tvm_pivot.schedules.cost import planes_cycles
-from tvm_pivot.schedules.problems import Epilogue, PlanesProblem, PlanesTile
-from tvm_pivot.schedules.x86 import choose_planes
+from tvm_pivot.schedules.problems import Epilogue, PlanesProblem, PlanesTile, RowsProblem
+from tvm_pivot.schedules.x86 import choose_planes, choose_rows
 from tvm_pivot.targets import PRESETS, PivotTarget
 
 INTEL, CLIENT, AMD = (PRESETS[name] for name in ("sapphire-rapids", "alder-lake", "zen4"))
@@ -102,6 +102,18 @@ def test_groups_with_and_without_a_panel_read_the_weights_again(
     monkeypatch.setattr("tvm_pivot.schedules.core_costs.XEON", replace(XEON, reread=0.0))
     without = planes_cycles(problem, tile, 1000, INTEL)
     assert with_it - without == pytest.approx(XEON.reread * 1000 * (tile.groups(problem) - 1))
+
+
+@pytest.mark.parametrize(("columns", "intel", "amd"), [(512, 0, 0), (3072, 1, 0), (25088, 1, 1)])
+def test_weights_from_level_3_are_fetched_ahead_where_that_is_far(
+    columns: int, intel: int, amd: int
+) -> None:
+    problem = RowsProblem(1, columns, 1024, 64, 16, False, Epilogue())
+    ahead = [
+        choose_rows(problem, 64 * columns // 10, replace(target, l2_bytes=1 << 20))[0].ahead
+        for target in (INTEL, AMD)
+    ]
+    assert [distance > 0 for distance in ahead] == [bool(intel), bool(amd)]
 
 
 def test_weights_are_not_read_again_for_each_group_where_that_costs() -> None:
