@@ -22,6 +22,7 @@ from .fuse_permutations import fuse_permutations
 from .graph import MAIN, is_straight_line
 from .layers import Layer, PlannedLayer, find_layers
 from .legalize_pooling import legalize_max_pool2d
+from .legalize_softmax import legalize_softmax
 from .lower_cuda import lower_cuda
 from .lower_layers import lower_layers
 from .report_layers import report_layers
@@ -139,7 +140,10 @@ def _lower(state: Compilation) -> Compilation:
 
 
 def _fuse(state: Compilation) -> Compilation:
-    own = {"relax.nn.max_pool2d": legalize_max_pool2d(state.target)}
+    own = {
+        "relax.nn.max_pool2d": legalize_max_pool2d(state.target),
+        "relax.nn.softmax": legalize_softmax,
+    }
     passes = [
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
