@@ -247,7 +247,7 @@ def test_blocks_of_a_record_replace_those_of_the_plan() -> None:
 
 
 def test_similar_tasks_lend_their_records() -> None:
-    near = task_of(conv_layer(size=13))
+    near = task_of(conv_layer(size=15))
     _, found = chosen([a_record(near, near.rule, 0.1, "final")], TASK)
     assert found is not None
     plan, choice, told = found
