@@ -23,10 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import zoo
+from benchmarks.tuning_tasks import measuring
 from tvm_pivot.schedules.choices import Choice
 from tvm_pivot.targets import resolve
 from tvm_pivot.tuning.explore import explore
-from tvm_pivot.tuning.machine import CandidateBuilder, LocalMachine, LocalRunner, Workshop, workers
+from tvm_pivot.tuning.machine import CandidateBuilder, LocalMachine, LocalRunner, Workshop
 from tvm_pivot.tuning.records import TuningRecord
 from tvm_pivot.tuning.search import Job, Search
 from tvm_pivot.tuning.selection import shipped_records
@@ -142,8 +143,7 @@ def main() -> None:
         some = chosen(found, options.tasks)
         own = {task.key for task in found}
         records = [r for r in shipped_records(target) if r.task not in own]
-        machine = LocalMachine(target)
-        with Workshop({Job(task).name: task for task in some}, workers()) as workshop:
+        with measuring(some, target) as (workshop, machine):
             for task in some:
                 both = curves(task, records, options.trials, options.seed, workshop, machine)
                 entry = {"model": model, "layer": task.names[0], **both}
@@ -157,7 +157,6 @@ def main() -> None:
                         "tasks": tasks,
                     }
                     options.json.write_text(json.dumps(content, indent=1) + "\n")
-        machine.close()
     if options.svg:
         picture(tasks, options.svg)
     table = Table("model", "layer", "rule us", "xgboost us", "random us", "better")

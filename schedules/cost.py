@@ -85,6 +85,7 @@ def planes_cycles(
         squeeze = costs.squeeze
         squeeze += 0.0 if tile.group_rows == 1 or whole else STRADDLING_SQUEEZE
         cycles += squeeze * problem.batch * groups * problem.row_blocks * r_ * pieces
+    # What was fitted to one row per block with K tiles or a panel has this in it.
     if r_ > 1 or not (tile.k_tiles > 1 or tile.panel):
         cycles += costs.reread * entries * problem.batch * (groups - 1)
     far = far_bytes(problem, tile, entries, target, _far_sets(problem, tile))

@@ -15,7 +15,7 @@ from tvm_pivot.schedules.block_sparse import BEYOND, planes_kernel, rows_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes, schedule_rows
 from tvm_pivot.schedules.choices import planes_space
 from tvm_pivot.schedules.problems import Epilogue, PlanesTile, RowsProblem, RowsTile
-from tvm_pivot.schedules.x86 import choose_planes
+from tvm_pivot.schedules.x86 import choose_planes, choose_rows
 from tvm_pivot.targets import PRESETS, resolve
 
 
@@ -75,6 +75,13 @@ def test_prefetches_of_planes_change_nothing(ahead, k_tiles):
         outputs.append(out.numpy())
     np.testing.assert_array_equal(*outputs)
     assert stores[1] <= stores[0] + 4  # the sums stay in registers while they are added up
+
+
+def test_only_weights_beyond_the_caches_are_prefetched():
+    target = PRESETS["zen4"]
+    problem = RowsProblem(1, 25088, 4096, 512, 8, False, Epilogue())
+    assert choose_rows(problem, 1_284_505, target)[0].ahead == 256
+    assert choose_rows(problem, 20_000, target)[0].ahead == 0
 
 
 def pixels(columns, count):
