@@ -1,19 +1,21 @@
 """Does learning pay? Best time so far against trials: MetaSchedule with XGBoost, and at random.
 
-Both start from the rule's choice and search the same space with the same evolutionary search; one
-lets the cost model pick candidates, the other picks at random. As in any search the cost model has
-learnt from the shipped records before, here without those of the network's own tasks. A candidate
-that both try is measured once. What each search found is measured again in the end, in turns, for
-the fastest of many single measurements is the luckiest, too.
+Both search the same space, and neither knows the rule's choice. Both begin with the same eight
+points, drawn at random; then one lets the cost model pick candidates, the other draws on, each
+point equally likely and none twice. As in any search the cost model has learnt from the shipped
+records before, here without those of the network's own tasks. A candidate that both try is measured
+once. The fastest few of each are measured again in the end, in turns with each other and with the
+rule's choice, for the fastest of many single measurements is the luckiest, too.
 
-    python -m benchmarks.tuning_curves resnet18:8x1@0.1 resnet18:1x1@0.1 --tasks 5 --trials 32 \\
-        --json benchmarks/results/tuning_curves.json --svg docs/tuning-curves.svg
+    python -m benchmarks.tuning_curves resnet18:8x1@0.1 resnet50:1x1@0.1 bert2:8x1@0.1 --tasks 4 \\
+        --trials 40 --json benchmarks/results/tuning_curves.json --svg docs/tuning-curves.svg
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -26,13 +28,14 @@ from benchmarks import zoo
 from benchmarks.tuning_tasks import measuring
 from tvm_pivot.schedules.choices import Choice
 from tvm_pivot.targets import resolve
-from tvm_pivot.tuning.explore import explore
+from tvm_pivot.tuning.cost_model import WARM_UP
+from tvm_pivot.tuning.explore import BATCH, explore
 from tvm_pivot.tuning.machine import CandidateBuilder, LocalMachine, LocalRunner, Workshop
 from tvm_pivot.tuning.records import TuningRecord
 from tvm_pivot.tuning.search import Job, Search
 from tvm_pivot.tuning.selection import shipped_records
 from tvm_pivot.tuning.tasks import LayerTask
-from tvm_pivot.tuning.tuner import model_tasks
+from tvm_pivot.tuning.tuner import FINALISTS, model_tasks
 
 LEARNED, RANDOM = "xgboost", "random"
 # Closer than this, two searches found the same.
@@ -50,6 +53,13 @@ def chosen(tasks: Sequence[LayerTask], count: int) -> list[LayerTask]:
     return sorted(tasks, key=lambda task: -task.plan.cycles * len(task.names))[:count]
 
 
+def drawn(task: LayerTask, seed: int) -> list[Choice]:
+    """All points of a task's space, in random order."""
+    points = sorted(task.choices, key=lambda choice: sorted(choice.numbers().items()))
+    random.Random(f"{seed} {task.names[0]}").shuffle(points)
+    return points
+
+
 def curves(
     task: LayerTask,
     records: Sequence[TuningRecord],
@@ -57,43 +67,56 @@ def curves(
     seed: int,
     workshop: Workshop,
     machine: LocalMachine,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Any]:
     """Both searches, for as many trials each, in seconds.
 
     Returns:
-        "curves": the best time so far. "found": the times of what each found, measured in turns.
+        "points": how many there are. "curves": the best time so far. "rule": the time of the
+        rule's choice, and "found": of what each search found, measured in turns.
     """
+    builder, runner = CandidateBuilder(workshop), LocalRunner(machine)
+    order, measured = list[Choice](), dict[Choice, float]()
+
+    def note(job: Job, choice: Choice, _: Sequence[float]) -> None:
+        order.append(choice)
+        job.times[choice] = measured.setdefault(choice, job.times[choice])
+
+    # The machine compares with the rule's; what was noted of it is forgotten.
+    first = Search([Job(task)], builder, runner, lambda *measured: None)
+    first.measure(first.jobs[0], [task.rule])
+    points = drawn(task, seed)
+    best: dict[str, list[Choice]] = {}
     progress: dict[str, list[float]] = {}
-    best: dict[str, Choice] = {}
-    measured: dict[Choice, float] = {}
     for how in (LEARNED, RANDOM):
-        job, order = Job(task), list[Choice]()
-
-        def note(job: Job, choice: Choice, _: Sequence[float], order: list[Choice] = order) -> None:
-            order.append(choice)
-            job.times[choice] = measured.setdefault(choice, job.times[choice])
-
-        builder, runner = CandidateBuilder(workshop), LocalRunner(machine)
-        search = Search([job], builder, runner, note, learn=how == LEARNED)
-        search.measure(job, [task.rule])
-        # Some candidates fail, and some are met again.
-        explore(search, records, trials + trials // 4, seed)
-        tried = order[:trials]
-        progress[how] = best_so_far([measured[choice] for choice in tried])
-        best[how] = min(tried, key=lambda choice: measured[choice])
-    again = search.compare(job, list(dict.fromkeys(best.values())), FINAL_ROUNDS)
+        order.clear()
+        job = Job(task)
+        search = Search([job], builder, runner, note)
+        search.measure(job, points[:WARM_UP])
+        more = trials - WARM_UP + trials // 4  # some candidates fail, and some are met again
+        if how == LEARNED:
+            explore(search, records, more, seed)
+        else:
+            for i in range(WARM_UP, WARM_UP + more, BATCH):
+                search.measure(job, points[i : i + BATCH])
+        progress[how] = best_so_far([measured[choice] for choice in order[:trials]])
+        best[how] = sorted(order[:trials], key=lambda choice: measured[choice])[:FINALISTS]
+    finalists = dict.fromkeys([task.rule, *best[LEARNED], *best[RANDOM]])
+    again = search.compare(job, list(finalists), FINAL_ROUNDS)
+    times = {choice: median(seconds) for choice, seconds in again.items()}
     return {
+        "points": len(points),
         "curves": progress,
-        "found": {how: median(again[choice]) for how, choice in best.items()},
+        "rule": times[task.rule],
+        "found": {how: min(times[choice] for choice in some) for how, some in best.items()},
     }
 
 
 def verdict(task: dict[str, Any]) -> str:
     """Which search found the faster kernel."""
-    learned, random = (task["found"][how] for how in (LEARNED, RANDOM))
-    if abs(learned / random - 1) < SAME:
+    learned, at_random = (task["found"][how] for how in (LEARNED, RANDOM))
+    if abs(learned / at_random - 1) < SAME:
         return "same"
-    return LEARNED if learned < random else RANDOM
+    return LEARNED if learned < at_random else RANDOM
 
 
 def picture(tasks: Sequence[dict[str, Any]], path: Path) -> None:
@@ -113,8 +136,9 @@ def picture(tasks: Sequence[dict[str, Any]], path: Path) -> None:
     for axis, task in zip(axes.flat, tasks, strict=False):
         for how, colour in ((RANDOM, "0.6"), (LEARNED, "C0")):
             times = task["curves"][how]
-            relative = [seconds / times[0] for seconds in times]
+            relative = [seconds / task["rule"] for seconds in times]
             axis.step(range(1, len(times) + 1), relative, where="post", color=colour, label=how)
+        axis.axhline(1, color="0.8", linewidth=0.8)
         axis.set_title(f"{task['model']}\n{task['layer']}", fontsize=7)
         axis.tick_params(labelsize=7)
     axes[0][0].legend(fontsize=7, frameon=False)
@@ -159,10 +183,10 @@ def main() -> None:
                     options.json.write_text(json.dumps(content, indent=1) + "\n")
     if options.svg:
         picture(tasks, options.svg)
-    table = Table("model", "layer", "rule us", "xgboost us", "random us", "better")
+    table = Table("model", "layer", "points", "rule us", "xgboost us", "random us", "better")
     for entry in tasks:
-        shown = [entry["curves"][LEARNED][0], entry["found"][LEARNED], entry["found"][RANDOM]]
-        cells = [f"{seconds * 1e6:.1f}" for seconds in shown]
+        shown = [entry["rule"], entry["found"][LEARNED], entry["found"][RANDOM]]
+        cells = [str(entry["points"]), *(f"{seconds * 1e6:.1f}" for seconds in shown)]
         table.add_row(entry["model"], entry["layer"], *cells, entry["better"])
     Console().print(table)
 

@@ -188,11 +188,3 @@ def test_records_of_the_same_task_are_where_a_search_goes_on() -> None:
     mean = sum(map(wide_is_fast, built)) / len(built)
     assert mean < sum(map(wide_is_fast, job.points.choices)) / len(job.points.choices)
     assert not set(built) & set(ranked[::8])
-
-
-def test_without_learning_candidates_are_random() -> None:
-    job = Job(TASKS[0])
-    one, built = search([job], wide_is_fast, learn=False)
-    explore(one, [], 24, seed=0)
-    assert 16 <= len(built) <= 24
-    assert set(built) <= set(job.points.choices)

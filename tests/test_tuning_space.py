@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,18 +184,43 @@ def sampled(trace: Any) -> list[int]:
     return [int(trace.get_decision(inst)) for inst in insts]
 
 
-def test_a_mutation_changes_one_decision() -> None:
+def test_combinations_that_are_no_point_stand_for_each_point_equally() -> None:
+    draw = random.Random(0)
+    draws = [[draw.choice(values) for values in POINTS.values.values()] for _ in range(20_000)]
+    known = {tuple(row): POINTS.choices[i] for i, row in enumerate(POINTS._numbers.tolist())}
+    none = [values for values in draws if tuple(values) not in known]
+    count = Counter(POINTS.meant(values) for values in none)
+    expected = len(none) / len(POINTS.choices)
+    assert len(none) > len(draws) / 2 and expected > 20
+    assert len(count) == len(POINTS.choices)
+    assert max(count.values()) < 3 * expected
+    assert all(POINTS.meant(row) == choice for row, choice in known.items())
+
+
+def test_a_mutation_changes_one_decision_and_what_must_follow() -> None:
     task = task_of(LAYERS["3x3"])
     sch = candidate(task, POINTS, task.rule)
     before = sampled(sch.trace)
-    mutate = MutateDecision(0)
-    changed = set()
-    for _ in range(20):
-        trace = mutate.apply(sch.trace)
-        after = sampled(trace)
-        (place,) = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
-        changed.add(place)
-    assert len(changed) > 3
+    assert before == POINTS.places(task.rule)
+    mutate = MutateDecision(POINTS, 0)
+    points = {tuple(POINTS.places(choice)): choice for choice in POINTS.choices}
+    alone = set()
+    for _ in range(60):
+        after = tuple(sampled(mutate.apply(sch.trace)))
+        assert after in points and points[after] != task.rule
+        changed = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+        alone |= {changed[0]} if len(changed) == 1 else set()
+        # Had one of them a point of its own, the others would not have changed.
+        ones = [(*before[:i], after[i], *before[i + 1 :]) for i in changed]
+        assert len(changed) == 1 or not all(one in points for one in ones)
+    assert len(alone) > 3
+
+
+def test_a_space_of_one_point_has_no_mutations() -> None:
+    task = task_of(LAYERS["3x3"])
+    points = Points([task.rule])
+    sch = candidate(task, points, task.rule)
+    assert MutateDecision(points, 0).apply(sch.trace) is None
 
 
 def test_modules_say_which_task_they_are() -> None:

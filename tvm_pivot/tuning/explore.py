@@ -18,6 +18,7 @@ from tvm.s_tir.meta_schedule.measure_callback import PyMeasureCallback
 from tvm.s_tir.meta_schedule.runner import PyRunner, RunnerInput
 
 from ..schedules.choices import Choice
+from .cost_model import CorrectedPredictions
 from .database import rebuild
 from .features import ChoiceFeatures
 from .lookup import nearest
@@ -27,7 +28,6 @@ from .search import Job, Search
 from .selection import stored_choice
 from .space import TASK, Points, candidate, choice_of, space_generator, task_module
 
-WARM_UP = 8
 BATCH = 8
 # Tasks whose records teach the cost model, and how far away they may be.
 _SIMILAR, _SIMILAR_WITHIN = 8, 8.0
@@ -55,10 +55,8 @@ def explore(search: Search, records: Sequence[TuningRecord], trials: int, seed: 
         extractor.add(job.name, job.task.choices)
     with quiet(), without_intrinsics(), tempfile.TemporaryDirectory() as folder:
         contexts = [_context(job, seed + i) for i, job in enumerate(jobs)]
-        model: Any = "random"
-        if search.learn:
-            model = xgb_model(extractor)
-            _teach(model, jobs, contexts, records)
+        model = CorrectedPredictions(extractor)
+        _teach(model, jobs, contexts, records)
         # Notes what no runner saw: candidates that were not built, and results that came late.
         callbacks = [
             Report(
@@ -196,17 +194,6 @@ def strategy() -> Any:
         genetic_num_iters=3,
         genetic_mutate_prob=0.85,
         eps_greedy=0.1,
-    )
-
-
-def xgb_model(extractor: Any) -> Any:
-    """MetaSchedule's cost model, that learns from few trials on."""
-    return ms.cost_model.XGBModel(
-        extractor=extractor,
-        num_warmup_samples=WARM_UP,
-        num_tuning_cores=1,
-        early_stopping_rounds=20,
-        verbose_eval=0,
     )
 
 

@@ -179,17 +179,29 @@ class ChoiceFeatures(PyFeatureExtractor):  # type: ignore[misc]
         rule = next(iter(predicted.values()))
         self.known[task] = {choice: cycles / rule for choice, cycles in predicted.items()}
 
+    def predictions(self, context: Any, candidates: Sequence[Any]) -> list[float | None]:
+        """Predicted cycles of candidates over those of the rule's choice, where they are known."""
+        task = str(context.mod["main"].attrs[TASK])
+        return [self._predicted(task, choice_of(one.sch.mod)) for one in candidates]
+
     def extract_from(self, context: Any, candidates: Sequence[Any]) -> list[Any]:
         """One row for each candidate."""
         task = str(context.mod["main"].attrs[TASK])
         stated = json.loads(task)
-        known = self.known.get(task, {})
         rows = []
         for one in candidates:
             choice = choice_of(one.sch.mod)
-            predicted = known.get(choice)
-            if predicted is None:
-                predicted = predict(stated["problem"], stated["entries"], choice, self.target)
+            predicted = self._predicted(task, choice)
             row = features(stated["problem"], stated["entries"], choice, predicted, self.target)
             rows.append(tvm.runtime.tensor(row[None, :]))
         return rows
+
+    def _predicted(self, task: str, choice: Choice) -> float | None:
+        known = self.known.setdefault(task, {})
+        if choice not in known:
+            stated = json.loads(task)
+            found = predict(stated["problem"], stated["entries"], choice, self.target)
+            if found is None:
+                return None
+            known[choice] = found
+        return known[choice]

@@ -20,8 +20,9 @@ from tvm.s_tir.meta_schedule.runner import PyRunner, RunnerInput
 from tvm.support.popen_pool import PopenPoolExecutor
 
 from ..relay_passes.schedule_functions import finished
+from .cost_model import xgb_model
 from .database import REFUSED, rebuild, trace_as_json
-from .explore import BATCH, Report, quiet, strategy, without_intrinsics, xgb_model
+from .explore import BATCH, Report, quiet, strategy, without_intrinsics
 from .functions import FunctionTask, build_function
 from .log_files import append
 from .machine import BUILD_S, RULE_NAME, LocalMachine, Times, built, clear

@@ -118,7 +118,6 @@ class Search:
         builder, runner: MetaSchedule's.
         measured: told of every candidate as it is measured.
         until: `time.monotonic` at which to stop; None: never.
-        learn: choose candidates by a cost model; False: at random.
         later: candidates are measured elsewhere, later: that they have no times teaches nothing.
         stop: set it to say why the search is to end behind the batch at hand.
         made: the job, the choice and the builder's result of each artifact.
@@ -129,7 +128,6 @@ class Search:
     runner: Any
     measured: Measured
     until: float | None = None
-    learn: bool = True
     later: bool = False
     stop: str = ""
     made: dict[str, tuple[Job, Choice, Any]] = field(default_factory=dict)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import s_tir, te
 from tvm.ir.utils import derived_object
@@ -39,7 +41,7 @@ def task_module(key: TaskKey) -> tvm.IRModule:
 
 
 class Points:
-    """The points of a task's space, and which of them is nearest to some decisions."""
+    """The points of a task's space, and which of them some decisions stand for."""
 
     def __init__(self, choices: Iterable[Choice]) -> None:
         self.choices = tuple(choices)
@@ -51,18 +53,65 @@ class Points:
             if any(name in point for point in self.decisions)
         }
         self.names = list(self.values)
+        rows = [tuple(point.get(name, 0) for name in self.names) for point in self.decisions]
+        self._place = {row: i for i, row in enumerate(rows)}
+        self._numbers = np.array(rows, np.int64).reshape(len(rows), len(self.names))
+        self._logs = np.log2(self._numbers + 0.5)
 
     def nearest(self, wanted: Mapping[str, int]) -> Choice:
         """The point that has the most important decisions as wanted, or nearly."""
         return self.choices[nearest(self.decisions, wanted)]
 
+    def meant(self, values: Sequence[int]) -> Choice:
+        """The point with these decisions, in the order of `names`, or if there is none, any.
+
+        Few of the combinations are points. What MetaSchedule samples is none, mostly, and stands
+        for each point equally often: of the nearest ones, some would be near to nothing.
+        """
+        place = self._place.get(tuple(values))
+        if place is None:
+            place = zlib.crc32(repr(tuple(values)).encode()) % len(self.choices)
+        return self.choices[place]
+
+    def mutated(self, choice: Choice, draw: random.Random) -> Choice | None:
+        """A point with one decision changed, to a neighbouring value or to any.
+
+        The other decisions are as near as the space has them, all equally important. None: the
+        space has one point.
+        """
+        now = self._numbers[self._row(choice)]
+        open_ = [i for i, name in enumerate(self.names) if len(self.values[name]) > 1]
+        if not open_:
+            return None
+        axis = draw.choice(open_)
+        values = self.values[self.names[axis]]
+        which = values.index(int(now[axis]))
+        if draw.random() < 0.5:
+            near = [i for i in (which - 1, which + 1) if 0 <= i < len(values)]
+            value = values[draw.choice(near)]
+        else:
+            value = draw.choice([other for other in values if other != values[which]])
+        found = np.flatnonzero(self._numbers[:, axis] == value)
+        apart = np.abs(self._logs[found] - np.log2(now + 0.5)).sum(axis=1)
+        return self.choices[draw.choice(found[apart == apart.min()].tolist())]
+
+    def places(self, choice: Choice) -> list[int]:
+        """Which value of each decision a point has."""
+        row = self._numbers[self._row(choice)].tolist()
+        return [self.values[name].index(v) for name, v in zip(self.names, row, strict=True)]
+
+    def _row(self, choice: Choice) -> int:
+        own = choice.numbers()
+        return self._place[tuple(own.get(name, 0) for name in self.names)]
+
     def sample(self, sch: s_tir.Schedule, chosen: Choice | None = None) -> None:
         """Make all decisions of a candidate: at random, or those of a choice."""
         block = sch.get_sblock(_BLOCK)
-        decisions = None if chosen is None else chosen.numbers()
-        for name in self.names:
+        places: Sequence[int | None] = [None] * len(self.names)
+        if chosen is not None:
+            places = self.places(chosen)
+        for name, which in zip(self.names, places, strict=True):
             values = self.values[name]
-            which = None if decisions is None else values.index(decisions.get(name, 0))
             chances = [1.0 / len(values)] * len(values)
             sampled = sch.sample_categorical(values, chances, decision=which)
             sch.annotate(block, name, sampled)
@@ -87,7 +136,7 @@ def _annotations(sch: s_tir.Schedule) -> Mapping[str, Any]:
 
 @derived_object
 class MakePossible(PyPostproc):  # type: ignore[misc]
-    """Replace sampled decisions by the nearest point, which is what is built and measured.
+    """Replace sampled decisions by the point that they stand for, which is built and measured.
 
     Equal points make equal modules, so MetaSchedule sees that it has measured one already.
     """
@@ -102,8 +151,7 @@ class MakePossible(PyPostproc):  # type: ignore[misc]
     def apply(self, sch: Any) -> bool:
         """Rewrite one candidate."""
         annotations = _annotations(sch)
-        wanted = {name: int(annotations[name]) for name in self.points.names}
-        chosen = self.points.nearest(wanted)
+        chosen = self.points.meant([int(annotations[name]) for name in self.points.names])
         block = sch.get_sblock(_BLOCK)
         for name in self.points.names:
             sch.unannotate(block, name)
@@ -117,10 +165,11 @@ class MakePossible(PyPostproc):  # type: ignore[misc]
 
 @derived_object
 class MutateDecision(PyMutator):  # type: ignore[misc]
-    """Change one decision of a candidate: to a neighbouring value, or to any."""
+    """Change one decision of a candidate's point, and others only as far as they must follow."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, points: Points, seed: int) -> None:
         super().__init__()
+        self.points = points
         self.random = random.Random(seed)
 
     def _initialize_with_tune_context(self, context: Any) -> None:
@@ -128,25 +177,21 @@ class MutateDecision(PyMutator):  # type: ignore[misc]
 
     def apply(self, trace: Any, _: Any) -> Any:
         """A changed copy of the trace; None if nothing can be changed."""
-        open_ = [
-            (inst, int(trace.get_decision(inst)))
-            for inst in trace.insts
-            if inst.kind.name == "SampleCategorical" and len(inst.attrs[0]) > 1
-        ]
-        if not open_:
+        insts = [inst for inst in trace.insts if inst.kind.name == "SampleCategorical"]
+        places = [int(trace.get_decision(inst)) for inst in insts]
+        values = list(self.points.values.values())
+        meant = self.points.meant([own[i] for own, i in zip(values, places, strict=True)])
+        chosen = self.points.mutated(meant, self.random)
+        if chosen is None:
             return None
-        inst, which = self.random.choice(open_)
-        count = len(inst.attrs[0])
-        if self.random.random() < 0.5:
-            near = [i for i in (which - 1, which + 1) if 0 <= i < count]
-            other = self.random.choice(near)
-        else:
-            other = self.random.choice([i for i in range(count) if i != which])
-        return trace.with_decision(inst, other, remove_postproc=True)
+        for inst, before, place in zip(insts, places, self.points.places(chosen), strict=True):
+            if place != before:
+                trace = trace.with_decision(inst, place, remove_postproc=True)
+        return trace
 
     def clone(self) -> Any:
         """The same, for another thread."""
-        return MutateDecision(self.random.randrange(1 << 30))
+        return MutateDecision(self.points, self.random.randrange(1 << 30))
 
 
 def space_generator(points: Points, seed: int) -> Any:
@@ -155,7 +200,7 @@ def space_generator(points: Points, seed: int) -> Any:
         points.sample,
         sch_rules=[],
         postprocs=[MakePossible(points)],
-        mutator_probs={MutateDecision(seed): 1.0},
+        mutator_probs={MutateDecision(points, seed): 1.0},
     )
 
 
