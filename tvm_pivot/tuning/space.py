@@ -1,8 +1,9 @@
 """MetaSchedule's view of a task: a module that says which one it is, and sampled decisions.
 
-The decisions of a candidate are annotations of the module's only block. A kernel is made from them
-when a candidate is built, not before: a schedule of the kernel itself would take longer to sample
-and mutate than the kernel takes to run.
+The decisions of a candidate are those of its trace, in the order of `Points.names`; what they stand
+for is an annotation of the module's only block. A kernel is made from it when a candidate is built,
+not before: a schedule of the kernel itself would take longer to sample and mutate than the kernel
+takes to run.
 """
 
 from __future__ import annotations
@@ -47,11 +48,8 @@ class Points:
         self.choices = tuple(choices)
         self.decisions = [choice.numbers() for choice in self.choices]
         # A decision that a kernel does not have is 0 where other kernels of the space have it.
-        self.values = {
-            name: sorted({point.get(name, 0) for point in self.decisions})
-            for name in ORDER
-            if any(name in point for point in self.decisions)
-        }
+        found = {name: {point.get(name, 0) for point in self.decisions} for name in ORDER}
+        self.values = {name: sorted(values) for name, values in found.items() if len(values) > 1}
         self.names = list(self.values)
         rows = [tuple(point.get(name, 0) for name in self.names) for point in self.decisions]
         self._place = {row: i for i, row in enumerate(rows)}
@@ -79,11 +77,10 @@ class Points:
         The other decisions are as near as the space has them, all equally important. None: the
         space has one point.
         """
-        now = self._numbers[self._row(choice)]
-        open_ = [i for i, name in enumerate(self.names) if len(self.values[name]) > 1]
-        if not open_:
+        if not self.names:
             return None
-        axis = draw.choice(open_)
+        now = self._numbers[self._row(choice)]
+        axis = draw.randrange(len(self.names))
         values = self.values[self.names[axis]]
         which = values.index(int(now[axis]))
         if draw.random() < 0.5:
@@ -104,17 +101,35 @@ class Points:
         own = choice.numbers()
         return self._place[tuple(own.get(name, 0) for name in self.names)]
 
+    def mark(self, sch: s_tir.Schedule, choice: Choice) -> None:
+        """Say in a candidate's module what its decisions stand for, and only that."""
+        block = sch.get_sblock(_BLOCK)
+        for name in self.names:
+            sch.unannotate(block, name)
+        sch.annotate(block, CHOICE, json.dumps(choice.decisions()))
+
     def sample(self, sch: s_tir.Schedule, chosen: Choice | None = None) -> None:
         """Make all decisions of a candidate: at random, or those of a choice."""
-        block = sch.get_sblock(_BLOCK)
         places: Sequence[int | None] = [None] * len(self.names)
         if chosen is not None:
             places = self.places(chosen)
+        block = sch.get_sblock(_BLOCK)
         for name, which in zip(self.names, places, strict=True):
             values = self.values[name]
             chances = [1.0 / len(values)] * len(values)
-            sampled = sch.sample_categorical(values, chances, decision=which)
-            sch.annotate(block, name, sampled)
+            # Traces lose decisions that nothing uses.
+            sch.annotate(block, name, sch.sample_categorical(values, chances, decision=which))
+
+    def sampled(self, trace: Any) -> Choice:
+        """What the decisions of a trace stand for; see `meant`."""
+        places = [int(trace.get_decision(inst)) for inst in decisions_of(trace)]
+        pairs = zip(self.values.values(), places, strict=True)
+        return self.meant([values[place] for values, place in pairs])
+
+
+def decisions_of(trace: Any) -> list[Any]:
+    """The instructions of a trace that sample a decision."""
+    return [inst for inst in trace.insts if inst.kind.name == "SampleCategorical"]
 
 
 def choice_of(module: tvm.IRModule) -> Choice:
@@ -123,15 +138,13 @@ def choice_of(module: tvm.IRModule) -> Choice:
     Raises:
         ValueError: it has none.
     """
-    annotations = _annotations(s_tir.Schedule(module))
-    if CHOICE not in annotations:
-        raise ValueError("a candidate without a choice")
-    return Choice.of(json.loads(str(annotations[CHOICE])))
-
-
-def _annotations(sch: s_tir.Schedule) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = sch.get(sch.get_sblock(_BLOCK)).annotations
-    return found
+    body = module["main"].body
+    while body is not None:  # loops and blocks, each in the last
+        body = getattr(body, "block", body)
+        if CHOICE in getattr(body, "annotations", {}):
+            return Choice.of(json.loads(str(body.annotations[CHOICE])))
+        body = getattr(body, "body", None)
+    raise ValueError("a candidate without a choice")
 
 
 @derived_object
@@ -150,12 +163,7 @@ class MakePossible(PyPostproc):  # type: ignore[misc]
 
     def apply(self, sch: Any) -> bool:
         """Rewrite one candidate."""
-        annotations = _annotations(sch)
-        chosen = self.points.meant([int(annotations[name]) for name in self.points.names])
-        block = sch.get_sblock(_BLOCK)
-        for name in self.points.names:
-            sch.unannotate(block, name)
-        sch.annotate(block, CHOICE, json.dumps(chosen.decisions()))
+        self.points.mark(sch, self.points.sampled(sch.trace))
         return True
 
     def clone(self) -> Any:
@@ -177,15 +185,12 @@ class MutateDecision(PyMutator):  # type: ignore[misc]
 
     def apply(self, trace: Any, _: Any) -> Any:
         """A changed copy of the trace; None if nothing can be changed."""
-        insts = [inst for inst in trace.insts if inst.kind.name == "SampleCategorical"]
-        places = [int(trace.get_decision(inst)) for inst in insts]
-        values = list(self.points.values.values())
-        meant = self.points.meant([own[i] for own, i in zip(values, places, strict=True)])
+        meant = self.points.sampled(trace)
         chosen = self.points.mutated(meant, self.random)
         if chosen is None:
             return None
-        for inst, before, place in zip(insts, places, self.points.places(chosen), strict=True):
-            if place != before:
+        for inst, place in zip(decisions_of(trace), self.points.places(chosen), strict=True):
+            if place != int(trace.get_decision(inst)):
                 trace = trace.with_decision(inst, place, remove_postproc=True)
         return trace
 
@@ -210,8 +215,5 @@ def candidate(task: LayerTask | TaskKey, points: Points, choice: Choice) -> s_ti
     sch = s_tir.Schedule(task_module(key))
     points.sample(sch, choice)
     sch.enter_postproc()
-    block = sch.get_sblock(_BLOCK)
-    for name in points.names:
-        sch.unannotate(block, name)
-    sch.annotate(block, CHOICE, json.dumps(choice.decisions()))
+    points.mark(sch, choice)
     return sch
