@@ -18,7 +18,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from rich.console import Console
@@ -38,7 +38,7 @@ from tvm_pivot.tuning.tasks import LayerTask
 from tvm_pivot.tuning.tuner import FINALISTS, model_tasks
 
 LEARNED, RANDOM = "xgboost", "random"
-# Closer than this, two searches found the same.
+# Closer than this, two searches are level.
 SAME = 0.01
 FINAL_ROUNDS = 6
 
@@ -111,12 +111,18 @@ def curves(
     }
 
 
+def lead(task: dict[str, Any]) -> float:
+    """How many times as long the random search's best takes, on average over equal trials."""
+    learned, at_random = (task["curves"][how][WARM_UP:] for how in (LEARNED, RANDOM))
+    return mean(at_random) / mean(learned)
+
+
 def verdict(task: dict[str, Any]) -> str:
-    """Which search found the faster kernel."""
-    learned, at_random = (task["found"][how] for how in (LEARNED, RANDOM))
-    if abs(learned / at_random - 1) < SAME:
+    """Which search was ahead, on average over the trials behind those that they share."""
+    ratio = lead(task)
+    if max(ratio, 1 / ratio) < 1 + SAME:
         return "same"
-    return LEARNED if learned < at_random else RANDOM
+    return LEARNED if ratio > 1 else RANDOM
 
 
 def picture(tasks: Sequence[dict[str, Any]], path: Path) -> None:
@@ -171,8 +177,8 @@ def main() -> None:
             for task in some:
                 both = curves(task, records, options.trials, options.seed, workshop, machine)
                 entry = {"model": model, "layer": task.names[0], **both}
-                tasks.append({**entry, "better": verdict(entry)})
-                Console(stderr=True).print(f"{model} {task.names[0]}: {tasks[-1]['better']}")
+                tasks.append({**entry, "ahead": verdict(entry)})
+                Console(stderr=True).print(f"{model} {task.names[0]}: {tasks[-1]['ahead']}")
                 if options.json:
                     content = {
                         "target": target.name,
@@ -183,11 +189,12 @@ def main() -> None:
                     options.json.write_text(json.dumps(content, indent=1) + "\n")
     if options.svg:
         picture(tasks, options.svg)
-    table = Table("model", "layer", "points", "rule us", "xgboost us", "random us", "better")
+    table = Table("model", "layer", "points", "rule us", "xgboost us", "random us", "lead", "ahead")
     for entry in tasks:
         shown = [entry["rule"], entry["found"][LEARNED], entry["found"][RANDOM]]
         cells = [str(entry["points"]), *(f"{seconds * 1e6:.1f}" for seconds in shown)]
-        table.add_row(entry["model"], entry["layer"], *cells, entry["better"])
+        cells += [f"{lead(entry):.2f}x", entry["ahead"]]
+        table.add_row(entry["model"], entry["layer"], *cells)
     Console().print(table)
 
 

@@ -3,9 +3,10 @@
 import pytest
 from tuned_layers import conv_layer, dense_layer, task_of
 
-from benchmarks.tuning_curves import LEARNED, RANDOM, best_so_far, chosen, verdict
+from benchmarks.tuning_curves import LEARNED, RANDOM, best_so_far, chosen, drawn, lead, verdict
 from benchmarks.tuning_gain import mean_gain
 from benchmarks.tuning_optimum import BATCH, batches, small
+from tvm_pivot.tuning.cost_model import WARM_UP
 
 
 def test_the_best_time_so_far_never_rises() -> None:
@@ -14,11 +15,25 @@ def test_the_best_time_so_far_never_rises() -> None:
 
 
 @pytest.mark.parametrize(
-    ("learned", "random", "expected"),
-    [(1.0, 2.0, LEARNED), (2.0, 1.0, RANDOM), (1.0, 1.005, "same"), (1.005, 1.0, "same")],
+    ("learned", "random", "ratio", "ahead"),
+    [
+        ([1.0, 1.0], [2.0, 1.0], 1.5, LEARNED),
+        ([2.0, 2.0], [1.0, 1.0], 0.5, RANDOM),
+        ([1.0, 1.0], [1.01, 1.0], 1.005, "same"),
+    ],
 )
-def test_times_that_are_nearly_equal_are_the_same(learned, random, expected) -> None:
-    assert verdict({"found": {LEARNED: learned, RANDOM: random}}) == expected
+def test_who_is_ahead_counts_all_trials_but_the_shared_ones(learned, random, ratio, ahead) -> None:
+    shared = [9.0] * WARM_UP
+    task = {"curves": {LEARNED: shared + learned, RANDOM: shared + random}}
+    assert lead(task) == pytest.approx(ratio)
+    assert verdict(task) == ahead
+
+
+def test_random_search_draws_every_point_once() -> None:
+    task = task_of(conv_layer(size=14))
+    points = drawn(task, 0)
+    assert sorted(map(repr, points)) == sorted(map(repr, task.choices))
+    assert points == drawn(task, 0) != drawn(task, 1)
 
 
 def test_the_slowest_tasks_are_chosen() -> None:
