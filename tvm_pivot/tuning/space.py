@@ -90,7 +90,8 @@ class Points:
             value = draw.choice([other for other in values if other != values[which]])
         found = np.flatnonzero(self._numbers[:, axis] == value)
         apart = np.abs(self._logs[found] - np.log2(now + 0.5)).sum(axis=1)
-        return self.choices[draw.choice(found[apart == apart.min()].tolist())]
+        nearest_ones: list[int] = found[apart == apart.min()].tolist()
+        return self.choices[draw.choice(nearest_ones)]
 
     def places(self, choice: Choice) -> list[int]:
         """Which value of each decision a point has."""
