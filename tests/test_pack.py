@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvm_pivot.layout import BlockShape
-from tvm_pivot.pack import column_tiles, join, kept_blocks, pack, pack_sliced, unpack, unpack_sliced
+from tvm_pivot.pack import (
+    column_tiles,
+    even_stretches,
+    join,
+    kept_blocks,
+    pack,
+    pack_sliced,
+    unpack,
+    unpack_sliced,
+)
 from tvm_pivot.pivot import gather_rows, natural_rows
 
 SIZES = st.integers(1, 40)
@@ -120,6 +129,21 @@ def test_any_stretch_of_row_blocks_holds_about_the_same_work():
     work = np.diff(pack(weight, BlockShape(1)).indptr)
     halves = work[:128].sum() / work.sum()
     assert 0.48 < halves < 0.52
+
+
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=200))
+def test_every_row_block_is_in_one_stretch(counts):
+    assert sorted(even_stretches(np.array(counts))) == list(range(len(counts)))
+
+
+def test_row_blocks_of_like_work_keep_their_order():
+    assert (even_stretches(np.full(64, 7)) == np.arange(64)).all()
+    counts = np.random.default_rng(0).binomial(1000, 0.1, 64)
+    order = even_stretches(counts)
+    for stretches in (2, 4):
+        shares = counts[order].reshape(stretches, -1).sum(axis=1)
+        assert shares.max() < 1.03 * shares.mean()
+    assert (order // 32 == np.arange(64) // 32).mean() > 0.9
 
 
 def test_wrong_arguments_are_refused():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from .layout import BlockShape, FloatArray, IntArray, PackedWeight, SlicedWeight
 from .pivot import natural_rows
+
+# Row blocks of the shortest stretches that are made even.
+LEAST_STRETCH = 4
 
 
 def kept_blocks(mask: npt.NDArray[np.bool_], slots: IntArray, rows: int) -> npt.NDArray[np.bool_]:
@@ -18,18 +23,30 @@ def kept_blocks(mask: npt.NDArray[np.bool_], slots: IntArray, rows: int) -> npt.
     return kept
 
 
-def even_stretches(counts: np.ndarray) -> np.ndarray:
-    """An order of row blocks in which every stretch holds about the same work.
+def even_stretches(counts: npt.NDArray[Any]) -> IntArray:
+    """An order of row blocks, nearly their own, in which every stretch holds about the same work.
 
-    Threads take contiguous stretches, so long and short row blocks alternate:
-    the longest, the shortest, the second longest, ...
+    Threads take contiguous stretches. What neighbouring blocks write shares cache lines, so only as
+    many change places as it takes to make halves even, and halves of these.
     """
-    by_length = np.argsort(-counts, kind="stable")
-    half = (by_length.size + 1) // 2
-    order = np.empty_like(by_length)
-    order[0::2] = by_length[:half]
-    order[1::2] = by_length[half:][::-1]
-    return order
+
+    def even(blocks: IntArray) -> IntArray:
+        half = blocks.size // 2
+        if half < LEAST_STRETCH:
+            return blocks
+        first, second = blocks[:half], blocks[half:]
+        surplus = counts[first].sum() - counts[blocks].sum() * half / blocks.size
+        sign = 1 if surplus > 0 else -1
+        give = first[np.argsort(-sign * counts[first], kind="stable")]
+        take = second[np.argsort(sign * counts[second], kind="stable")]
+        most = min(give.size, take.size)
+        moved = np.cumsum(np.maximum(sign * (counts[give[:most]] - counts[take[:most]]), 0))
+        swaps = int(np.argmin(np.abs(abs(surplus) - np.append(0, moved))))
+        first = np.sort(np.append(give[swaps:], take[:swaps]))
+        second = np.sort(np.append(take[swaps:], give[:swaps]))
+        return np.concatenate([even(first), even(second)])
+
+    return even(np.arange(counts.size, dtype=np.int32))
 
 
 def column_tiles(columns: int, tiles: int, taps: int) -> IntArray:
@@ -77,8 +94,8 @@ def pack(
         runs: runs of a row block's entries in a tile.
         run_of: int32 [K], the run of each column, needed for several. With them, `columns` must be
             distinct within a run of a tile only.
-        longest_first: let the row blocks begin with the longest, rather than alternate long and
-            short: for workers that each take the next one.
+        longest_first: let the row blocks begin with the longest, for workers that each take the
+            next one, rather than keep their order where stretches of them are even.
 
     Raises:
         ValueError: the block has more than one column, `weight` is not a matrix, or there is
