@@ -16,6 +16,7 @@ from .epilogues import fuse_epilogues
 from .follow_in_bands import follow_in_bands
 from .layer_kernels import rule_choice
 from .layers import Layer, Plan, PlannedLayer
+from .split_images import split_images
 
 
 class Tuned(Protocol):
@@ -44,10 +45,11 @@ def choose_kernels(
     """The layers with their choices."""
     fused = fuse_epilogues(mod, [p.layer for p in planned])
     epilogues = {f.layer.var: f.epilogue for f in fused}
-    return [
+    chosen = [
         _chosen(one, epilogues[one.layer.var], target, tuned) if one.alone else one
         for one in follow_in_bands(mod, planned, fused, target)
     ]
+    return split_images(mod, chosen, fused, target)
 
 
 def _chosen(

@@ -9,6 +9,7 @@ from tvm import tirx
 
 from ..layout import BlockShape, IntArray, PackedWeight, SlicedWeight
 from ..pack import pack, pack_sliced
+from ..planes import WHOLE, Parts, rows_of_part
 from ..schedules import cpu_tiles, tile_rule
 from ..schedules.bands import in_bands
 from ..schedules.block_sparse import BEYOND, planes_kernel, rows_kernel
@@ -37,7 +38,7 @@ from ..targets import PivotTarget
 from ..windows import pack_windows
 from .cuda_kernels import cuda_choices, cuda_kernel, cuda_rule_choice
 from .detect import planes_problem
-from .layers import Handover, Layer, Plan, laid_out, rows_problem
+from .layers import Handover, Layer, Plan, in_parts, laid_out, rows_problem
 from .pack_layer import LayerKernel, pack_planes_layer, tables_of
 
 Problem = PlanesProblem | RowsProblem | DepthwiseProblem
@@ -123,15 +124,19 @@ def layer_kernel(
     choice: Choice,
     target: PivotTarget,
     handover: Handover | None = None,
+    parts: Parts = WHOLE,
 ) -> LayerKernel:
     """The kernel of `choice`, on as many cores of the target as are worth it.
 
-    With bands its input and output are images; otherwise they are as the kernel's form has them. A
-    `handover` needs bands.
+    With bands its input and output are images, in `parts` or whole; otherwise they are as the
+    kernel's form has them. A `handover` needs bands.
     """
     if target.family == "cuda":
         return cuda_kernel(layer, plan, epilogue, choice, target)
     layer = laid_out(layer, plan)
+    if choice.band_rows:
+        return _banded(layer, plan, epilogue, choice, target, handover, parts)
+    layer = in_parts(layer, parts.written)
     problem, tile = problem_of(layer, plan, epilogue), choice.tile
     if isinstance(problem, RowsProblem):
         assert isinstance(tile, RowsTile)
@@ -140,8 +145,6 @@ def layer_kernel(
         assert isinstance(tile, DepthwiseTile)
         return _depthwise(layer, problem, tile, target)
     assert isinstance(tile, PlanesTile)
-    if choice.band_rows:
-        return _banded(layer, plan, epilogue, tile, choice.band_rows, target, handover)
     cycles = tile_rule(target).planes_cycles(problem, tile, plan.entries, target)
     tile = cpu_tiles.share_planes(problem, tile, cycles, target)
     packed, more = pack_planes_layer(layer, plan, problem, tile)
@@ -159,19 +162,23 @@ def _banded(
     layer: Layer,
     plan: Plan,
     epilogue: Epilogue,
-    tile: PlanesTile,
-    rows: int,
+    choice: Choice,
     target: PivotTarget,
     handover: Handover | None,
+    parts: Parts,
 ) -> LayerKernel:
     """A convolution that goes some output rows at a time, for which it lays out planes if need be.
 
     A direct one does with a follower only.
     """
     g, follower = layer.geometry, None if handover is None else handover.follower
+    tile, rows = choice.tile, choice.band_rows
+    assert isinstance(tile, PlanesTile)
     problem, in_band = planes_problem(layer, plan, epilogue), replace(layer, geometry=g.band(rows))
     band = planes_problem(in_band, plan, epilogue)
-    one, count = replace(target, cores=1), g.batch * -(-g.y.output // rows)
+    one, count = replace(target, cores=1), parts.written * g.batch
+    part_rows = rows_of_part(g.y.output, parts.written)
+    count *= -(-part_rows // rows)
     cycles = tile_rule(target).planes_cycles(band, tile, plan.entries, one, count)
     cycles += 0.0 if g.direct else packing_cycles(band.image_floats, target)
     bands = cpu_tiles.share_bands(rows, -(-count // target.cores) * cycles, target)
@@ -181,15 +188,15 @@ def _banded(
 
     def make() -> tirx.PrimFunc:
         kernel = schedule_planes(planes_kernel(band, tile, dtype), band, tile)
-        kernel = in_bands(kernel, g, bands, target.stored_lanes, follower)
+        kernel = in_bands(kernel, g, bands, target.stored_lanes, follower, parts)
         return isolate_tasks(kernel) if band.block_rows == 1 else kernel
 
-    images = (g.batch, g.outputs, g.y.output, g.x.output)
+    images = (g.batch * parts.written, g.outputs, part_rows, g.x.output)
     output = images
     if follower is not None:
         output = (*images[:2], follower.y.output, follower.x.output)
     residual = problem.output if g.direct else images
-    key = (g, band, bands, tile, dtype, follower)
+    key = (g, band, bands, tile, dtype, follower, parts)
     tables = tables_of(packed, (*more, *others), dtype, BEYOND)
     return LayerKernel(key, make, output, tables, dtype, residual)
 

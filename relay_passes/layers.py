@@ -110,6 +110,11 @@ def laid_out(layer: Layer, plan: Plan) -> Layer:
     return replace(layer, geometry=replace(layer.geometry, unfolded=plan.unfolded))
 
 
+def in_parts(layer: Layer, parts: int) -> Layer:
+    """The layer for images of which each is so many (see `ConvGeometry.in_parts`)."""
+    return replace(layer, geometry=layer.geometry.in_parts(parts))
+
+
 @dataclass(frozen=True, eq=False)
 class Handover:
     """What a layer's kernel does beside the layer (see `follow_in_bands`).
@@ -141,6 +146,7 @@ class PlannedLayer:
         record: the tuning record that the choice is from; empty where the rule chose.
         handover: what its kernel does beside it; None for the layer alone.
         within: the layer whose kernel computes this one, too; empty if it has its own.
+        parts: in how many stretches of rows its output's images are stored (see `split_images`).
     """
 
     layer: Layer
@@ -152,6 +158,7 @@ class PlannedLayer:
     record: str = ""
     handover: Handover | None = None
     within: str = ""
+    parts: int = 1
 
     @property
     def alone(self) -> bool:

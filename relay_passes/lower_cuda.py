@@ -29,4 +29,5 @@ class CudaLowering(Lowering):
         geometry = site.layer.geometry
         image = geometry.channels * geometry.y.size * geometry.x.size
         planes = rw.reshape(site.x, (geometry.batch, image))
-        return rw.reshape(self._planes(rw, site, planes, site.residual), site.shape)
+        out = self._run(rw, site, self._made(site), planes, site.residual)
+        return rw.reshape(out, site.shape)

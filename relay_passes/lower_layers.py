@@ -9,13 +9,14 @@ import numpy as np
 from tvm import relax, tirx
 from tvm.ir import Expr, GlobalVar, IRModule, Var
 
-from ..planes import ConvGeometry
+from ..planes import WHOLE, ConvGeometry, Parts
 from ..schedules.choices import Choice
 from ..schedules.pack_planes import pack_planes
 from ..targets import PivotTarget
 from .epilogues import FusedLayer, fuse_epilogues
 from .feature_major import FeatureMajor
 from .graph import MAIN, Rewriter, constant, dtype_of, static_shape
+from .image_parts import ImageParts
 from .layer_kernels import layer_kernel, rule_choice
 from .layers import Handover, Layer, Plan, PlannedLayer, laid_out
 from .pack_layer import LayerKernel
@@ -75,6 +76,7 @@ class Site:
         shape: the output's shape in the graph.
         choice: how its kernel is made.
         handover: what its kernel does beside it.
+        parts: how its input's and its output's images are stored.
     """
 
     fused: FusedLayer
@@ -84,6 +86,7 @@ class Site:
     shape: tuple[int, ...]
     choice: Choice
     handover: Handover | None = None
+    parts: Parts = WHOLE
 
     @property
     def layer(self) -> Layer:
@@ -110,6 +113,7 @@ class Lowering:
         self.kernel_of: dict[Var, str] = {}
         self.planes: dict[object, Expr] = {}
         self.feature_major = FeatureMajor(target)
+        self.image_parts = ImageParts()
 
     def visit(self, rw: Rewriter, var: Var, value: Expr) -> Expr:
         """Put a layer's kernel where its fused chain ends; pass everything else on."""
@@ -128,7 +132,7 @@ class Lowering:
         if isinstance(residual, Var):
             residual = rw.remap.get(residual, residual)
         x, handover = self.inputs[fused.layer.var], planned.handover
-        site = Site(fused, plan, x, residual, shape, choice, handover)
+        site = Site(fused, plan, x, residual, shape, choice, handover, Parts(written=planned.parts))
         if plan.form == "rows":
             return self._rows(rw, site)
         if plan.form == "depthwise":
@@ -142,14 +146,18 @@ class Lowering:
         return rule_choice(fused.layer, planned.plan, fused.epilogue, self.target)
 
     def _conv(self, rw: Rewriter, site: Site) -> Expr:
-        g = laid_out(site.layer, site.plan).geometry
+        g, images = laid_out(site.layer, site.plan).geometry, self.image_parts
+        parts = site.parts.written
+        other = None if site.residual is None else images.of(site.residual, parts)
         if g.direct:
-            planes = rw.reshape(site.x, (g.batch, g.image_floats))
-        elif site.choice.band_rows:
-            return self._run(rw, site, self._made(site), site.x, site.residual)
+            part = g.in_parts(parts)
+            x = rw.reshape(images.of(site.x, parts), (part.batch, part.image_floats))
         else:
-            planes = self._packed(rw, site.x, g)
-        return rw.reshape(self._planes(rw, site, planes, site.residual), site.shape)
+            x, stored = images.stored(site.x)
+            site = replace(site, parts=Parts(stored, parts))
+            if not site.choice.band_rows:
+                x = self._packed(rw, x, g, site.parts)
+        return images.record(rw, self._run(rw, site, self._made(site), x, other), site.shape, parts)
 
     def _dense(self, rw: Rewriter, site: Site) -> Expr:
         """Rows become pixels: the kernel reads and writes [features, rows]."""
@@ -157,11 +165,8 @@ class Lowering:
         inputs = site.layer.geometry.image_floats
         planes = rw.reshape(self.feature_major.of(rw, site.x), (1, inputs))
         other = None if site.residual is None else self.feature_major.of(rw, site.residual)
-        matrix = rw.reshape(self._planes(rw, site, planes, other), (features, rows))
+        matrix = rw.reshape(self._run(rw, site, self._made(site), planes, other), (features, rows))
         return self.feature_major.record(rw, matrix, site.shape)
-
-    def _planes(self, rw: Rewriter, site: Site, planes: Expr, residual: Expr | None) -> Expr:
-        return self._run(rw, site, self._made(site), planes, residual)
 
     def _rows(self, rw: Rewriter, site: Site) -> Expr:
         inputs = site.layer.row_inputs
@@ -171,7 +176,8 @@ class Lowering:
 
     def _made(self, site: Site) -> LayerKernel:
         epilogue, handover = site.fused.epilogue, site.handover
-        return layer_kernel(site.layer, site.plan, epilogue, site.choice, self.target, handover)
+        choice, plan, parts = site.choice, site.plan, site.parts
+        return layer_kernel(site.layer, plan, epilogue, choice, self.target, handover, parts)
 
     def _run(
         self, rw: Rewriter, site: Site, made: LayerKernel, x: Expr, residual: Expr | None
@@ -192,17 +198,20 @@ class Lowering:
         self.kernel_of[site.layer.var] = str(kernel.name_hint)
         return kernel
 
-    def _packed(self, rw: Rewriter, x: Expr, g: ConvGeometry) -> Expr:
+    def _packed(self, rw: Rewriter, x: Expr, g: ConvGeometry, parts: Parts) -> Expr:
         """The planes of `x`; layers that read it the same way share them."""
-        layout = replace(g, outputs=0, groups=1)
+        layout = (replace(g, outputs=0, groups=1), parts)
         key = (x, layout)
         if key not in self.planes:
             parallel = self.target.cores > 1 and g.batch * g.image_floats > PARALLEL_FLOATS
             lanes, dtype = self.target.stored_lanes, self.target.precision
-            kernel = self.kernels.add(
-                rw, layout, "pack_planes", lambda: pack_planes(g, lanes, parallel, dtype)
-            )
-            out = relax.TensorType((g.batch, g.image_floats), dtype)
+
+            def make() -> tirx.PrimFunc:
+                return pack_planes(g, lanes, parallel, dtype, parts)
+
+            kernel = self.kernels.add(rw, layout, "pack_planes", make)
+            planes = g.in_parts(parts.written)
+            out = relax.TensorType((planes.batch, planes.image_floats), dtype)
             args = [_cast(rw, x, dtype)]
             self.planes[key] = rw.emit(relax.call_tir(kernel, args, out))
         return self.planes[key]

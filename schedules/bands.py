@@ -16,12 +16,12 @@ from typing import Any
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
-from ..planes import ConvGeometry
+from ..planes import WHOLE, ConvGeometry, Parts, rows_of_part
 from .analysis import substitute
 from .block_sparse import OUTPUT
 from .followers import BandRows, Follower
 from .moves import few_tasks, in_sequence
-from .pack_planes import clear_slack, lay_out, loop
+from .pack_planes import begin_of, clear_slack, lay_out, loop, stored_shape
 from .placement import Place, moved, shifted
 from .problems import Bands
 from .store_once import STORES_ONCE, store_freely
@@ -33,6 +33,7 @@ def in_bands(
     bands: Bands,
     lanes: int,
     follower: Follower | None = None,
+    parts: Parts = WHOLE,
 ) -> tirx.PrimFunc:
     """A kernel for whole images from the one for a band.
 
@@ -44,17 +45,21 @@ def in_bands(
         lanes: floats of a vector.
         follower: what each band does with its rows; its output is the kernel's then. A direct
             convolution has one.
+        parts: how X, and how Y and the residual hold the images. Where they are not whole the
+            convolution is not direct, and nothing follows.
 
     Returns:
         The same kernel, but X is [batch, channels, height, width], and Y and the residual are
-        [batch, outputs, output height, output width]; those of a direct convolution are as they
-        are in its kernel for whole images. Tables of the follower come behind its own.
+        [batch, outputs, output height, output width], or parts of these; those of a direct
+        convolution are as they are in its kernel for whole images. Tables of the follower come
+        behind its own.
     """
-    if kernel.attrs.get(STORES_ONCE) and (follower or geometry.y.output % bands.rows):
+    rows = rows_of_part(geometry.y.output, parts.written)
+    if kernel.attrs.get(STORES_ONCE) and (follower or rows % bands.rows):
         kernel = store_freely(kernel)
-    walk = _Walk(kernel, geometry, bands, lanes, follower)
+    walk = _Walk(kernel, geometry, bands, lanes, follower, parts)
     kind = tirx.ForKind.PARALLEL if bands.parallel else tirx.ForKind.SERIAL
-    tasks = loop(geometry.batch * walk.count, walk.task, kind)
+    tasks = loop(geometry.batch * parts.written * walk.count, walk.task, kind)
     root = SBlock([], [], [], "root", few_tasks(tasks))
     body = SBlockRealize([], tirx.const(True, "bool"), root)
     return tirx.PrimFunc(walk.parameters, body, kernel.ret_type, kernel.attrs)
@@ -70,21 +75,23 @@ class _Walk:
         bands: Bands,
         lanes: int,
         follower: Follower | None,
+        parts: Parts,
     ) -> None:
-        g = geometry
+        g, self.parts = geometry, parts.written
         self.kernel, self.geometry, self.lanes, self.follower = kernel, g, lanes, follower
         self.params = {str(param.name): param for param in kernel.params}
         self.dtype = self.params["X"].ty.dtype
         self.bands, self.band = bands, None if g.direct else g.band(bands.rows)
         self.rows: BandRows | None = None
-        shape = (g.batch, g.outputs, g.y.output, g.x.output)
+        rows = rows_of_part(g.y.output, self.parts)
+        shape = (g.batch * self.parts, g.outputs, rows, g.x.output)
         residual = (*shape[:2], g.y.output * g.x.output) if g.direct else shape
-        self.step, self.total = bands.rows, g.y.output
+        self.step, self.total = bands.rows, rows
         if follower is not None:
             self.rows = BandRows(follower, g.outputs, bands.rows, g.x.output, g.direct)
             self.step, self.total = self.rows.outputs, follower.y.output
             shape = (*shape[:2], follower.y.output, follower.x.output)
-        image = (g.batch, g.channels, g.y.size, g.x.size)
+        image = stored_shape(g, parts.read)
         self.x = self._buffer("X", (g.batch, g.image_floats) if g.direct else image)
         self.y = self._buffer(OUTPUT, shape)
         self.residual = self._buffer("residual", residual)
@@ -95,7 +102,7 @@ class _Walk:
 
     @property
     def count(self) -> int:
-        """Bands of an image."""
+        """Bands of a part of an image."""
         return -(-self.total // self.step)
 
     @property
@@ -107,7 +114,7 @@ class _Walk:
         return [*params[:-last], *self.tables, *params[-last:]]
 
     def task(self, t: Any) -> SBlockRealize:
-        """Band `t` of all images."""
+        """Band `t` of all parts."""
         n, start = tirx.floordiv(t, self.count), tirx.floormod(t, self.count) * self.step
         if self.total % self.step:
             start = tirx.min(start, tirx.const(self.total - self.step, "int32"))
@@ -143,11 +150,13 @@ class _Walk:
         return [*self._laid_out(self.band, planes, n, first), body], [planes]
 
     def _laid_out(self, band: ConvGeometry, planes: Any, n: Any, first: Any) -> list[tirx.Stmt]:
-        """The planes of the output rows from `first` on."""
+        """The planes of the output rows from `first` on of part `n`."""
         zero = tirx.const(0, "int32")
+        image, begin = begin_of(self.geometry, self.parts, n)
+        numbers, row = (image, zero), begin + first
 
         def channel(c: Any) -> tirx.Stmt:
-            parts = lay_out(self.geometry, band, self.x, planes, (n, zero), c, self.lanes, first)
-            return in_sequence(parts)
+            laid = lay_out(self.geometry, band, self.x, planes, numbers, c, self.lanes, row)
+            return in_sequence(laid)
 
         return [loop(band.channels, channel), clear_slack(band, planes, zero, self.lanes)]

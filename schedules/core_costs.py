@@ -58,6 +58,9 @@ class CoreCosts:
             to pay.
         reread: an entry's weights for each group of register tiles but the first.
         strips: None where memory is fast enough that they do not matter.
+        depthwise: what depthwise layers take, by what is predicted for them.
+        far_lines: lines that another core has written last come so slowly that each core had better
+            compute a stretch of every image (see `split_images`).
     """
 
     broadcast: float = 0.34
@@ -79,6 +82,8 @@ class CoreCosts:
     far_weights: float = 4.0
     reread: float = 0.0
     strips: Strips | None = None
+    depthwise: float = 1.0
+    far_lines: bool = False
 
 
 # Entries ahead that suffice for level 2.
@@ -106,8 +111,10 @@ XEON = CoreCosts(
     pack=3.4,
     inputs_ahead=INPUTS_AHEAD,
     far_weights=0.42,  # an LSTM of 512 units has less, which its steps find in level 2
-    reread=1.0,
+    reread=0.7,
     strips=Strips(4.7, 14.7, 20.0, 580.0, 910.0, 0.89, 0.34),
+    depthwise=1.5,
+    far_lines=True,
 )
 # LLVM's names of AMD's cores begin so.
 AMD = ("znver", "bdver", "btver", "amdfam")

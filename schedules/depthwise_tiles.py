@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..planes import AxisGeometry, ConvGeometry
 from ..targets import PivotTarget
+from .core_costs import core_costs
 from .cpu_tiles import PARALLEL_CYCLES
 from .problems import Epilogue
 
@@ -116,7 +117,8 @@ def share_depthwise(
     problem: DepthwiseProblem, tile: DepthwiseTile, target: PivotTarget
 ) -> DepthwiseTile:
     """The tile for all cores of the target, where they are worth it."""
-    parallel = target.cores > 1 and depthwise_cycles(problem, target) > PARALLEL_CYCLES
+    cycles = core_costs(target).depthwise * depthwise_cycles(problem, target)
+    parallel = target.cores > 1 and cycles > PARALLEL_CYCLES
     return replace(tile, parallel=parallel)
 
 

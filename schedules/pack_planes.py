@@ -10,7 +10,7 @@ import tvm
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
-from ..planes import SLACK, ConvGeometry
+from ..planes import SLACK, WHOLE, ConvGeometry, Parts, rows_of_part
 from .analysis import LEFT_TO_LLVM, substitute
 from .block_sparse_moves import SCHEDULED
 from .moves import in_sequence
@@ -44,29 +44,65 @@ def vectors(count: int, lanes: int, body: Callable[[Any], Any]) -> tirx.For:
 
 
 def pack_planes(
-    geometry: ConvGeometry, lanes: int, parallel: bool, dtype: str = "float32"
+    geometry: ConvGeometry,
+    lanes: int,
+    parallel: bool,
+    dtype: str = "float32",
+    parts: Parts = WHOLE,
 ) -> tirx.PrimFunc:
     """X [batch, channels, height, width] -> P [batch, image_floats]; see `ConvGeometry`.
 
     One task per image and channel. Behind the last plane of each image the slack is cleared too.
+
+    Args:
+        geometry: the convolution, of whole images.
+        lanes: floats of a vector.
+        parallel: on all cores.
+        dtype: of X and P.
+        parts: how X holds the images; P has planes for each written part, see
+            `ConvGeometry.in_parts`.
     """
-    channels = geometry.channels
-    shape = (geometry.batch, channels, geometry.y.size, geometry.x.size)
+    channels, planes = geometry.channels, geometry.in_parts(parts.written)
+    shape = stored_shape(geometry, parts.read)
     x = tirx.decl_buffer(shape, dtype, name="X")
-    p = tirx.decl_buffer((geometry.batch, geometry.image_floats), dtype, name="P")
+    p = tirx.decl_buffer((planes.batch, planes.image_floats), dtype, name="P")
 
     def task(i: Any) -> tirx.Stmt:
-        n, c = tirx.floordiv(i, channels), tirx.floormod(i, channels)
+        to, c = tirx.floordiv(i, channels), tirx.floormod(i, channels)
+        n, first = begin_of(geometry, parts.written, to)
         last = tirx.EQ(c, tirx.const(channels - 1, "int32"))
-        slack = tirx.IfThenElse(last, clear_slack(geometry, p, n, lanes), None)
-        return tirx.SeqStmt([*lay_out(geometry, geometry, x, p, (n, n), c, lanes), slack])
+        slack = tirx.IfThenElse(last, clear_slack(planes, p, to, lanes), None)
+        laid = lay_out(geometry, planes, x, p, (n, to), c, lanes, first)
+        return tirx.SeqStmt([*laid, slack])
 
     kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
     # No block inside: nothing is left to schedule, and its accesses need no description.
-    root = SBlock([], [], [], "root", loop(geometry.batch * channels, task, kind))
+    root = SBlock([], [], [], "root", loop(planes.batch * channels, task, kind))
     body = SBlockRealize([], tirx.const(True, "bool"), root)
     attrs = tvm.ir.make_node("ir.DictAttrs", **{SCHEDULED: True, "tirx.noalias": True})
     return tirx.PrimFunc([x, p], body, None, attrs)
+
+
+def stored_shape(geometry: ConvGeometry, parts: int) -> tuple[int, int, int, int]:
+    """The shape of a convolution's input in so many parts."""
+    g = geometry
+    return (g.batch * parts, g.channels, rows_of_part(g.y.size, parts), g.x.size)
+
+
+def begin_of(geometry: ConvGeometry, parts: int, number: Any) -> tuple[Any, Any]:
+    """Of one out of so many parts of each image: which image, and its first output row."""
+    if parts == 1:
+        return number, tirx.const(0, "int32")
+    rows = rows_of_part(geometry.y.output, parts)
+    return tirx.floordiv(number, parts), tirx.floormod(number, parts) * rows
+
+
+def row_of(geometry: ConvGeometry, x: Any, n: Any, y: Any) -> tuple[Any, Any]:
+    """Where row `y` of image `n` is in `x`, whole or in parts: the part's number and its row."""
+    size, rows = geometry.y.size, int(x.ty.shape[2])
+    if rows == size:
+        return n, y
+    return n * -(-size // rows) + tirx.floordiv(y, rows), tirx.floormod(y, rows)
 
 
 def lay_out(
@@ -84,7 +120,7 @@ def lay_out(
     Args:
         image: the convolution.
         planes: itself, or a band of it: the layout of the planes.
-        x: its input, [batch, channels, height, width].
+        x: its input, [batch, channels, height, width], or with every image in stretches of rows.
         p: the planes, [images, planes.image_floats].
         numbers: of the image in `x`, and in `p`.
         c: the channel.
@@ -103,10 +139,11 @@ def lay_out(
         def row(i: Any) -> tirx.Stmt:
             at_row = ((c * len(parts) + number) * height + i) * pitch
             source_y = image.y.source(phase_y, first_row + i)
+            holder, source_row = row_of(image, x, n, source_y)
 
             def copied(at: Any) -> tirx.BufferStore:
                 source_x = image.x.source(phase_x, cell + first) + at * image.x.stride
-                load = tirx.BufferLoad(x, [n, c, source_y, source_x])
+                load = tirx.BufferLoad(x, [holder, c, source_row, source_x])
                 return tirx.BufferStore(p, load, [to, at_row + first + at])
 
             if image.x.stride == 1:
@@ -125,7 +162,8 @@ def lay_out(
             at_row = ((c * len(parts) + number) * height + i) * pitch
             return in_sequence(_clear(p, to, at_row, pitch, lanes))
 
-        if _unbroken(image, lanes) and first < end:
+        whole = planes == image and int(x.ty.shape[2]) == image.y.size
+        if whole and _unbroken(image, lanes) and first < end:
             at_plane = (c * len(parts) + number) * height * pitch
             return in_sequence(_whole_plane(image, x, p, numbers, c, at_plane, cell, lanes))
         return loop(height, row if first < end else empty)

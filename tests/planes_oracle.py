@@ -2,16 +2,35 @@
 
 import numpy as np
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from tvm_pivot.layout import BlockShape
 from tvm_pivot.pack import column_tiles, join, pack
-from tvm_pivot.planes import SLACK, ConvGeometry
+from tvm_pivot.planes import SLACK, AxisGeometry, ConvGeometry
 from tvm_pivot.relay_passes.pack_layer import panel_runs, panel_tables, tables_of
 from tvm_pivot.schedules.block_sparse import BEYOND
 from tvm_pivot.schedules.problems import Epilogue, PlanesProblem
 
 PLAIN = Epilogue()
+
+
+@st.composite
+def geometries(draw, unfolded):
+    """Convolutions that lay out planes, of up to 17 x 17 pixels."""
+    axes = []
+    for _ in range(2):
+        kernel, stride = draw(st.integers(1, 4)), draw(st.sampled_from([1, 1, 2]))
+        dilation = draw(st.integers(1, 2))
+        reach = (kernel - 1) * dilation
+        same = draw(st.booleans())
+        pads = [reach // 2, reach - reach // 2] if same else [draw(st.integers(0, reach))] * 2
+        axes.append(AxisGeometry(draw(st.integers(reach + 1, 17)), kernel, stride, dilation, *pads))
+    g = ConvGeometry(
+        draw(st.integers(1, 2)), draw(st.integers(1, 5)), 8, *axes, unfolded=draw(unfolded)
+    )
+    assume(not g.direct)
+    return g
 
 
 def problem_of(g, rows, row_blocks, epilogue=PLAIN):

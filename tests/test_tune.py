@@ -74,13 +74,13 @@ def test_a_build_uses_the_log_and_says_so(tuned: tuple[Path, Path, dict[str, Any
     x = np.random.default_rng(0).standard_normal((1, 8, 12, 12)).astype(np.float32)
     (want,) = onnxruntime.InferenceSession(str(model)).run(None, {"x": x})
     for path in (log, log.with_name("best.jsonl")):
-        net = tvm_pivot.build(model, log=path)
+        net = tvm_pivot.build(model, log=path, threads=1)
         assert {layer.tuned for layer in net.report.layers} == {"by records of the same tasks"}
         assert "tuned: by records of the same tasks, 3 layers" in str(net.report)
         assert np.allclose(net.run(x), want, rtol=0, atol=1e-3 * abs(want).max())
-    report = tvm_pivot.inspect(model, log=log)
+    report = tvm_pivot.inspect(model, log=log, threads=1)
     assert {layer.tuned for layer in report.layers} == {"by records of the same tasks"}
-    plain = tvm_pivot.inspect(model, log=log, tuned=False)
+    plain = tvm_pivot.inspect(model, log=log, tuned=False, threads=1)
     assert {layer.tuned for layer in plain.layers} == {""}
 
 

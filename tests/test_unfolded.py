@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 import tvm
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from planes_oracle import geometries
 from relax_nets import inputs_for, make, run
 from tvm import relax
 from tvm.relax import op
 
 import tvm_pivot
-from tvm_pivot.planes import SLACK, AxisGeometry, ConvGeometry
+from tvm_pivot.planes import SLACK
 from tvm_pivot.relay_passes import PHASES, Compilation
 from tvm_pivot.schedules.pack_planes import pack_planes
 from tvm_pivot.schedules.problems import Epilogue
@@ -35,22 +36,7 @@ def planes_of(g, x):
     return np.pad(flat, [(0, 0), (0, SLACK)])
 
 
-@st.composite
-def geometries(draw):
-    axes = []
-    for _ in range(2):
-        kernel, stride = draw(st.integers(1, 4)), draw(st.sampled_from([1, 1, 2]))
-        dilation = draw(st.integers(1, 2))
-        reach = (kernel - 1) * dilation
-        same = draw(st.booleans())
-        pads = [reach // 2, reach - reach // 2] if same else [draw(st.integers(0, reach))] * 2
-        axes.append(AxisGeometry(draw(st.integers(reach + 1, 17)), kernel, stride, dilation, *pads))
-    g = ConvGeometry(draw(st.integers(1, 2)), draw(st.integers(1, 5)), 8, *axes, unfolded=True)
-    assume(not g.direct)
-    return g
-
-
-@given(geometries(), st.sampled_from([4, 8, 16]), st.booleans())
+@given(geometries(st.just(True)), st.sampled_from([4, 8, 16]), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_planes_hold_what_each_column_of_taps_reads(g, lanes, parallel):
     func = pack_planes(g, lanes, parallel).with_attr("global_symbol", "main")

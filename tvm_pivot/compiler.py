@@ -24,6 +24,7 @@ from .relay_passes.cuda_layers import use_cuda_graphs
 from .report import Report
 from .session import Session
 from .targets import PivotTarget, resolve
+from .threads import check_count
 from .tuning.selection import select
 
 Shapes = Mapping[str, int | Sequence[int]]
@@ -61,7 +62,9 @@ def build(
             blocks, in all layers together. Planted structure is always found.
         log: a tuning log (see `tune`), used besides the logs that come with the package.
         tuned: False leaves all tuning records alone: every kernel is made by the target's rule.
-        threads: threads of one run; default: see `Session.set_threads`.
+        threads: threads of one run, and the cores that kernels are made for: more, that
+            `Session.set_threads` asks for, change little. Default: as many as
+            `Session.set_threads` says, and kernels for all cores of the target.
         precision: ``"float32"``; on CUDA targets also ``"float16"`` and, from sm_80 on,
             ``"bfloat16"`` and ``"tf32"``: float32 whose leading 11 bits tensor cores multiply.
             Sums are float32 there. On ARM cores with arithmetic for it also ``"float16"``, with
@@ -75,11 +78,13 @@ def build(
         ModelImportError: the model could not be read.
         CompileError: the model was read but could not be compiled.
         TuningError: the tuning log cannot be read.
+        PivotError: there are not so many threads.
     """
     began = time.perf_counter()
     described = resolve(target).require_schedules().with_precision(precision)
     if described.family == "cuda":
         cuda_compiler.prepare()
+    described = _for_threads(described, threads)
     tell = progress or _silent
     tell("import")
     imported = import_model(model, example_inputs=example_inputs, params=params, shapes=shapes)
@@ -104,18 +109,26 @@ def inspect(
     pivot_seconds: float = PIVOT_SECONDS,
     log: str | PathLike[str] | None = None,
     tuned: bool = True,
+    threads: int | None = None,
     precision: str = "float32",
 ) -> Report:
     """What `build` would do to each layer of a model, without compiling it.
 
     Args and errors: see `build`. The target needs no schedules yet for this.
     """
-    described = resolve(target).with_precision(precision)
+    described = _for_threads(resolve(target).with_precision(precision), threads)
     imported = import_model(model, example_inputs=example_inputs, params=params, shapes=shapes)
     analysis = [phase for phase in PHASES if phase.analysis]
     records = select(log, described) if tuned else None
     state = Compilation(imported.mod, described, pivot_seconds=pivot_seconds, tuned=records)
     return _report(_run_phases(state, imported.source, None, _silent, analysis), described)
+
+
+def _for_threads(target: PivotTarget, threads: int | None) -> PivotTarget:
+    """The target, of as many cores as a CPU's network shall have threads."""
+    if threads is None or target.family == "cuda":
+        return target
+    return replace(target, cores=check_count(threads))
 
 
 def _silent(_: str) -> None:

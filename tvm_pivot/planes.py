@@ -22,6 +22,27 @@ SLACK = 256
 
 
 @dataclass(frozen=True)
+class Parts:
+    """In how many stretches of rows images are stored: [batch * parts, channels, rows, columns].
+
+    Attributes:
+        read: those that a kernel reads.
+        written: those that it writes, and of what it adds.
+    """
+
+    read: int = 1
+    written: int = 1
+
+
+WHOLE = Parts()
+
+
+def rows_of_part(rows: int, parts: int) -> int:
+    """Rows that each part of an image has."""
+    return -(-rows // parts)
+
+
+@dataclass(frozen=True)
 class AxisGeometry:
     """One spatial axis of a convolution.
 
@@ -141,6 +162,17 @@ class ConvGeometry:
         """The convolution for `rows` output rows of one image, given every input row they read."""
         height = (rows - 1) * self.y.stride + (self.y.kernel - 1) * self.y.dilation + 1
         return replace(self, batch=1, y=replace(self.y, size=height, before=0, after=0))
+
+    def in_parts(self, parts: int) -> ConvGeometry:
+        """The same with every image in so many stretches of output rows, the last one of which may
+        reach beyond the image.
+
+        They are images of their own, [batch * parts, channels, rows], with every input row they
+        read.
+        """
+        if parts == 1:
+            return self
+        return replace(self.band(rows_of_part(self.y.output, parts)), batch=self.batch * parts)
 
     def offsets(self, group: int = 0) -> IntArray:
         """Offset of each weight column of `group`: int32 [channels / groups * kh * kw]."""
