@@ -17,6 +17,7 @@ from .follow_in_bands import follow_in_bands
 from .layer_kernels import rule_choice
 from .layers import Layer, Plan, PlannedLayer
 from .split_images import split_images
+from .winograd_layers import choose_winograd
 
 
 class Tuned(Protocol):
@@ -56,6 +57,9 @@ def _chosen(
     planned: PlannedLayer, epilogue: Epilogue, target: PivotTarget, tuned: Tuned | None
 ) -> PlannedLayer:
     layer, plan = planned.layer, planned.plan
+    winograd = choose_winograd(planned, epilogue, target)
+    if winograd is not None:
+        return replace(planned, choice=winograd)
     found = None if tuned is None else tuned.choose(layer, plan, epilogue, target)
     if found is None:
         return replace(planned, choice=rule_choice(layer, plan, epilogue, target))

@@ -25,12 +25,14 @@ from ..schedules.depthwise_tiles import (
 from ..schedules.followers import Depthwise, Follower, Pool
 from ..schedules.max_pool import is_supported
 from ..schedules.problems import Epilogue, PlanesProblem
+from ..schedules.winograd import RowFilter
 from ..targets import PivotTarget
 from .detect import planes_problem
 from .epilogues import FusedLayer
 from .graph import MAIN, count_uses, live_bindings, op_name
 from .layers import Handover, Layer, Plan, PlannedLayer
 from .legalize_pooling import pooled_axes
+from .winograd_layers import Band, best_band, row_filter, winograd_cycles
 
 # Of level 2, for what a band reads and computes, and the weights: the rest is for what comes out.
 BAND_SHARE = 0.5
@@ -137,50 +139,102 @@ def _depthwise(
     return Candidate(whole, make, chain.end, inner, tables, layer.name, cycles)
 
 
+@dataclass(frozen=True)
+class _Way:
+    """A way to compute a band of a layer's rows.
+
+    Attributes:
+        heights: how many rows at a time.
+        floats: what is laid out for so many, or read where it lies.
+        cycles: predicted cycles on one core.
+        choice: how the kernel is made; None where it cannot have a follower.
+    """
+
+    heights: Sequence[int]
+    floats: Callable[[int], int]
+    cycles: Callable[[int], float]
+    choice: Callable[[int], Choice | None]
+
+
 def _choice(
     layer: Layer, plan: Plan, epilogue: Epilogue, candidate: Candidate, target: PivotTarget
 ) -> tuple[Choice, Follower] | None:
     """How the layer goes with its follower; None where that is not predicted to be faster."""
-    g = layer.geometry
+    g, whole = layer.geometry, candidate.whole
     gaps = g.pitch != g.x.output
     if plan.form != "planes" or layer.op == "dense" or not (gaps or g.direct):
         return None
-    whole = candidate.whole
     read = reading_cycles(g.batch * g.outputs * g.y.output * g.x.output, target)
     if read == 0.0:
         return None
-    rule, one = tile_rule(target), replace(target, cores=1)
+    one = replace(target, cores=1)
     room = BAND_SHARE * target.l2_bytes - 4 * plan.entries * (plan.block_rows + 1)
+
+    def fits(way: _Way, rows: int) -> bool:
+        outputs = whole.outputs_of(rows)
+        floats = way.floats(rows) + g.outputs * rows * g.x.output
+        vectors = outputs * whole.x.output >= LEAST_LANES
+        return vectors and rows <= g.y.output and 4 * floats <= room
+
+    def cycles(way: _Way, rows: int) -> float:
+        """On all cores."""
+        outputs = whole.outputs_of(rows)
+        follower, each = candidate.make(outputs), way.cycles(rows)
+        if isinstance(follower, Depthwise):
+            each += depthwise_cycles(follower.problem(rows), one)
+        return -(-g.batch * -(-whole.y.output // outputs) // target.cores) * each
+
+    ways = [_planes_way(layer, plan, epilogue, whole, target)]
+    apart = plan.cycles
+    found = row_filter(layer, plan, epilogue, target)
+    if found is not None:
+        ways.append(_winograd_way(found, target))
+        apart = min(apart, winograd_cycles(found, target)[1])
+    points = []
+    for way in ways:
+        heights = [rows for rows in way.heights if fits(way, rows)]
+        points += [(way, rows) for rows in heights if 2 * rows >= heights[-1]]
+    best = min(points, key=lambda point: cycles(*point), default=None)
+    if best is None or cycles(*best) * target.cores >= apart + candidate.cycles + read:
+        return None
+    way, rows = best
+    choice = way.choice(rows)
+    return None if choice is None else (choice, candidate.make(whole.outputs_of(rows)))
+
+
+def _planes_way(
+    layer: Layer, plan: Plan, epilogue: Epilogue, whole: Follower, target: PivotTarget
+) -> _Way:
+    """Planes of a band, or pixels as they lie in memory."""
+    g, rule, one = layer.geometry, tile_rule(target), replace(target, cores=1)
 
     def problem(rows: int) -> PlanesProblem:
         return planes_problem(replace(layer, geometry=g.band(rows)), plan, epilogue)
 
-    def fits(outputs: int) -> bool:
-        rows = whole.rows_of(outputs)
-        floats = problem(rows).image_floats + g.outputs * rows * g.x.output
-        vectors = outputs * whole.x.output >= LEAST_LANES
-        return vectors and rows <= g.y.output and 4 * floats <= room
+    def cycles(rows: int) -> float:
+        each = rule.choose_planes(problem(rows), plan.entries, one)[1]
+        return each + (0.0 if g.direct else packing_cycles(problem(rows).image_floats, target))
 
-    def cycles(outputs: int) -> float:
-        """On all cores."""
-        follower = candidate.make(outputs)
-        rows = follower.rows_of(outputs)
-        band = problem(rows)
-        each = rule.choose_planes(band, plan.entries, one)[1]
-        if isinstance(follower, Depthwise):
-            each += depthwise_cycles(follower.problem(rows), one)
-        if not g.direct:
-            each += packing_cycles(band.image_floats, target)
-        return -(-g.batch * -(-whole.y.output // outputs) // target.cores) * each
+    def choice(rows: int) -> Choice | None:
+        tile = rule.choose_planes(problem(rows), plan.entries, one)[0]
+        if tile.masked(problem(rows)) and g.direct:  # it may read a whole vector behind the band
+            return None
+        return Choice("planes", plan.block_rows, tile, plan.keep_all, band_rows=rows)
 
-    heights = [n for n in range(1, whole.y.output + 1) if fits(n)]
-    best = min((n for n in heights if 2 * n >= heights[-1]), key=cycles, default=None)
-    apart = plan.cycles + candidate.cycles + read
-    if best is None or cycles(best) * target.cores >= apart:
-        return None
-    rows = whole.rows_of(best)
-    tile = rule.choose_planes(problem(rows), plan.entries, one)[0]
-    if tile.masked(problem(rows)) and not gaps:  # it may read a whole vector behind the band
-        return None
-    choice = Choice("planes", plan.block_rows, tile, plan.keep_all, band_rows=rows)
-    return choice, candidate.make(best)
+    heights = [whole.rows_of(outputs) for outputs in range(1, whole.y.output + 1)]
+    return _Way(heights, lambda rows: problem(rows).image_floats, cycles, choice)
+
+
+def _winograd_way(found: RowFilter, target: PivotTarget) -> _Way:
+    """Tiles of rows, of which the follower may leave the last few to the next band."""
+
+    def band(rows: int) -> Band:
+        return best_band(found, rows // found.rows, target)
+
+    most = found.geometry.y.output // found.rows
+    return _Way(
+        [tiles * found.rows for tiles in range(1, most + 1)],
+        lambda rows: band(rows).floats,
+        lambda rows: band(rows).cycles,
+        lambda rows: band(rows).choice,
+    )

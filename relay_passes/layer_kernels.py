@@ -40,6 +40,7 @@ from .cuda_kernels import cuda_choices, cuda_kernel, cuda_rule_choice
 from .detect import planes_problem
 from .layers import Handover, Layer, Plan, in_parts, laid_out, rows_problem
 from .pack_layer import LayerKernel, pack_planes_layer, tables_of
+from .winograd_layers import winograd_layer
 
 Problem = PlanesProblem | RowsProblem | DepthwiseProblem
 
@@ -133,6 +134,8 @@ def layer_kernel(
     """
     if target.family == "cuda":
         return cuda_kernel(layer, plan, epilogue, choice, target)
+    if choice.form == "winograd":
+        return winograd_layer(layer, choice, epilogue, target, handover)
     layer = laid_out(layer, plan)
     if choice.band_rows:
         return _banded(layer, plan, epilogue, choice, target, handover, parts)

@@ -194,7 +194,7 @@ class Lowering:
     def _kernel(
         self, rw: Rewriter, site: Site, key: object, make: Callable[[], tirx.PrimFunc]
     ) -> GlobalVar:
-        kernel = self.kernels.add(rw, key, f"{site.layer.op}_{kind(site.plan)}", make)
+        kernel = self.kernels.add(rw, key, f"{site.layer.op}_{kind(site.plan, site.choice)}", make)
         self.kernel_of[site.layer.var] = str(kernel.name_hint)
         return kernel
 
@@ -222,8 +222,10 @@ def _cast(rw: Rewriter, x: Expr, dtype: str) -> Expr:
     return x if dtype_of(x) == dtype else rw.emit(relax.op.astype(x, dtype))
 
 
-def kind(plan: Plan) -> str:
+def kind(plan: Plan, choice: Choice) -> str:
     """A word for how a layer is run, in its kernel's name."""
+    if choice.form == "winograd":
+        return f"winograd_{choice.block_rows}x1"
     if plan.own_columns:
         return f"window{plan.window}_{plan.block_rows}" if plan.window else f"sell{plan.block_rows}"
     if plan.form == "depthwise":

@@ -57,15 +57,19 @@ def in_bands(
     rows = rows_of_part(geometry.y.output, parts.written)
     if kernel.attrs.get(STORES_ONCE) and (follower or rows % bands.rows):
         kernel = store_freely(kernel)
-    walk = _Walk(kernel, geometry, bands, lanes, follower, parts)
-    kind = tirx.ForKind.PARALLEL if bands.parallel else tirx.ForKind.SERIAL
-    tasks = loop(geometry.batch * parts.written * walk.count, walk.task, kind)
+    return walked(Walk(kernel, geometry, bands, lanes, follower, parts))
+
+
+def walked(walk: Walk) -> tirx.PrimFunc:
+    """The kernel for whole images that walks them so."""
+    kind = tirx.ForKind.PARALLEL if walk.bands.parallel else tirx.ForKind.SERIAL
+    tasks = loop(walk.geometry.batch * walk.parts * walk.count, walk.task, kind)
     root = SBlock([], [], [], "root", few_tasks(tasks))
     body = SBlockRealize([], tirx.const(True, "bool"), root)
-    return tirx.PrimFunc(walk.parameters, body, kernel.ret_type, kernel.attrs)
+    return tirx.PrimFunc(walk.parameters, body, walk.kernel.ret_type, walk.kernel.attrs)
 
 
-class _Walk:
+class Walk:
     """How a kernel walks the bands of an image."""
 
     def __init__(
@@ -75,7 +79,7 @@ class _Walk:
         bands: Bands,
         lanes: int,
         follower: Follower | None,
-        parts: Parts,
+        parts: Parts = WHOLE,
     ) -> None:
         g, self.parts = geometry, parts.written
         self.kernel, self.geometry, self.lanes, self.follower = kernel, g, lanes, follower
@@ -96,6 +100,7 @@ class _Walk:
         self.y = self._buffer(OUTPUT, shape)
         self.residual = self._buffer("residual", residual)
         self.tables = [] if follower is None else follower.tables
+        self.more: list[Any] = []
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> Any:
         return tirx.decl_buffer(shape, self.dtype, name=name)
@@ -111,7 +116,7 @@ class _Walk:
         mine = {"X": self.x, "residual": self.residual, OUTPUT: self.y}
         params = [mine.get(name, param) for name, param in self.params.items()]
         last = 2 if "residual" in self.params else 1
-        return [*params[:-last], *self.tables, *params[-last:]]
+        return [*params[:-last], *self.more, *self.tables, *params[-last:]]
 
     def task(self, t: Any) -> SBlockRealize:
         """Band `t` of all parts."""

@@ -31,9 +31,11 @@ WORST = 1.6
 # The same for the plans of a layer, each at its best.
 HOPELESS = 2.0
 
-Form = Literal["planes", "rows", "cuda_planes", "cuda_rows", "tensor_cores", "depthwise"]
+Form = Literal[
+    "planes", "rows", "cuda_planes", "cuda_rows", "tensor_cores", "depthwise", "winograd"
+]
 Tile = PlanesTile | RowsTile | CudaTile | CudaRowsTile | TensorCoreTile | DepthwiseTile
-_TILES: dict[str, Any] = dict(zip(get_args(Form), get_args(Tile), strict=True))
+_TILES: dict[str, Any] = dict(zip(get_args(Form), (*get_args(Tile), PlanesTile), strict=True))
 _LOADERS: tuple[str, ...] = get_args(Loader)
 
 
@@ -42,7 +44,8 @@ class Choice:
     """How a layer's kernel is made, but for what its shape dictates: one point of the space.
 
     Attributes:
-        form: which kernel.
+        form: which kernel. ``"winograd"`` has planes for mixtures of rows, in bands of as many
+            output rows as tiles have, and is the rule's to choose (see `winograd`).
         block_rows: R.
         tile: its schedule, for one core.
         keep_all: blocks of zeros are kept: dense.

@@ -45,10 +45,10 @@ class Follower(ABC):
         reach = (self.y.kernel - 1) * self.y.dilation + 1
         return min((rows - reach) // self.y.stride + 1, self.y.output)
 
-    def below(self, outputs: int) -> int:
-        """Rows that the last of several output rows reads below the image."""
-        first = (self.y.output - outputs) * self.y.stride - self.y.before
-        return max(0, first + self.rows_of(outputs) - self.y.size)
+    def below(self, rows: int) -> int:
+        """How many of the last rows that there may be at a time are below the image."""
+        first = (self.y.output - self.outputs_of(rows)) * self.y.stride - self.y.before
+        return max(0, first + rows - self.y.size)
 
     @property
     def tables(self) -> list[tirx.Buffer]:
@@ -81,7 +81,7 @@ class BandRows:
     ) -> None:
         self.follower, self.channels, self.rows, self.width = follower, channels, rows, width
         self.outputs = follower.outputs_of(rows)
-        self.margin, self.flat = follower.below(self.outputs), flat
+        self.margin, self.flat = follower.below(rows), flat
         height = self.margin + rows + follower.y.before
         shape = (1, channels, height * width) if flat else (1, channels, height, width)
         self.buffer = tirx.decl_buffer(shape, "float32", name="band")

@@ -27,6 +27,7 @@ from ..relay_passes.layer_kernels import (
 )
 from ..relay_passes.layers import Layer, Plan, PlannedLayer
 from ..relay_passes.pack_layer import LayerKernel
+from ..relay_passes.winograd_layers import choose_winograd
 from ..schedules.choices import Choice
 from ..schedules.problems import Epilogue
 from ..targets import PivotTarget
@@ -146,17 +147,17 @@ def network_tasks(
 ) -> list[LayerTask]:
     """The tasks of a module with planned layers, each once, in the order they first run.
 
-    Layers that share a kernel with what follows them have none: their rule chooses it.
+    Layers that share a kernel with what follows them, and those of minimal filtering, have none:
+    their rule chooses it.
     """
     chains = fuse_epilogues(mod, [p.layer for p in planned])
-    alone = [p for p in follow_in_bands(mod, planned, chains, target) if p.alone]
-    plans = {p.layer.var: p.plan for p in alone}
+    alone = {p.layer.var: p for p in follow_in_bands(mod, planned, chains, target) if p.alone}
     tasks: dict[TaskKey, LayerTask] = {}
     for fused in chains:
-        plan = plans.get(fused.layer.var)
-        if plan is None:
+        one = alone.get(fused.layer.var)
+        if one is None or choose_winograd(one, fused.epilogue, target) is not None:
             continue
-        task = LayerTask.of(fused.layer, plan, fused.epilogue, target)
+        task = LayerTask.of(fused.layer, one.plan, fused.epilogue, target)
         if task.key in tasks:
             known = tasks[task.key]
             tasks[task.key] = replace(known, names=(*known.names, *task.names))
