@@ -191,8 +191,10 @@ def _k_tiled(
     """`tile` with its columns cut into tiles that fit level 1, with and without a panel."""
     if tile.singles:
         return
-    if problem.compact and tile.tiles == 1 and problem.block_rows > reach.k_tiled_rows:
-        yield from _with_panel(problem, replace(tile, panel_pitch=tile.width), target, reach)
+    if problem.compact and problem.block_rows > reach.k_tiled_rows:
+        # Several register tiles fetch a row block's weights once.
+        panel = replace(tile, panel_pitch=tile.tiles * tile.width)
+        yield from _with_panel(problem, panel, target, reach)
     if problem.block_rows > reach.k_tiled_rows or tile.tiles > reach.k_tiled_tiles:
         return
     tile = _fitted(problem, tile, target, reach)
@@ -214,7 +216,8 @@ def _with_panel(
     if problem.block_rows > reach.k_tiled_rows:
         # Where a layer has several taps, they had better share lines if these leave level 1.
         room = target.l2_bytes // 2 if problem.taps == 1 else target.l1_bytes
-        if 4 * problem.columns * tile.width <= room:
+        width = tile.panel_pitch if problem.compact else tile.width
+        if 4 * problem.columns * width <= room:
             yield tile
         return
     tile, panel = _fitted(problem, tile, target, reach), Panel(problem, tile)
