@@ -14,7 +14,7 @@ block of outputs by block of outputs, whose products at all points stay in level
 
 Stems gain: nobody prunes them, and with few channels there is little to mix. The points are 0, 1,
 -1, 1/2, -1/2, 2, -2 and infinity, for which float32 sums are about twice as far off as those of the
-convolution itself.
+convolution itself. What is infinite or no number spreads to all rows of its tile.
 """
 
 from __future__ import annotations
