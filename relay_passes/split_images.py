@@ -98,8 +98,8 @@ def _fits(one: PlannedLayer, parts: int, target: PivotTarget) -> bool:
 
 def _has_own_kernel(one: PlannedLayer) -> bool:
     """Whether a layer is a convolution with a kernel by itself that knows parts."""
-    own = one.alone and one.plan.form == "planes" and one.layer.op == "conv2d"
-    return own and one.choice is not None
+    own = one.alone and one.layer.op == "conv2d"
+    return own and one.choice is not None and one.choice.form == "planes"
 
 
 def _lays_out_planes(one: PlannedLayer) -> bool:

@@ -283,3 +283,24 @@ def test_what_others_read_stays_whole():
     got = tvm_pivot.build(mod, target=INTEL, tuned=False).run(*inputs)
     for one, want in zip(got, run(mod, *inputs), strict=True):
         close(one, want)
+
+
+def test_filtered_stems_store_whole_images():
+    rng = np.random.default_rng(0)
+
+    def body(bb, x):
+        def conv(x, outputs, channels, kernel, stride):
+            weight = rng.standard_normal((outputs, channels, kernel, kernel)).astype(np.float32)
+            y = bb.emit(op.nn.conv2d(x, f32(weight / 8), stride, kernel // 2))
+            return bb.emit(op.nn.relu(y))
+
+        return op.mean(conv(conv(conv(x, 64, 3, 7, 2), 64, 64, 1, 1), 64, 64, 3, 1), [2, 3])
+
+    mod = make(body, (1, 3, 64, 64))
+    planned, lowered = chosen(mod, replace(INTEL, cores=2))
+    assert [p.choice.form for p in planned] == ["winograd", "planes", "planes"]
+    assert planned[0].parts == 1
+    assert not moved(lowered)
+    inputs = inputs_for(mod)
+    session = tvm_pivot.build(mod, target=INTEL, tuned=False, threads=2)
+    close(session.run(*inputs), run(mod, *inputs)[0])
