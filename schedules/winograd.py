@@ -13,8 +13,8 @@ convolution with one row of taps: one group of a planes kernel. A band of tiles 
 block of outputs by block of outputs, whose products at all points stay in level 1.
 
 Stems gain: nobody prunes them, and with few channels there is little to mix. The points are 0, 1,
--1, 1/2, -1/2, 2, -2 and infinity, for which float32 sums are about twice as far off as those of the
-convolution itself. What is infinite or no number spreads to all rows of its tile.
+-1, 1/2, -1/2, 2, -2 and infinity, for which float32 sums are two to three times as far off as those
+of the convolution itself. What is infinite or no number spreads to all rows of its tile.
 """
 
 from __future__ import annotations
