@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from ..targets import PivotTarget
 from . import arm, cpu_tiles, tile_rule
+from .core_costs import core_costs
 from .cost import packing_cycles, rows_cycles
 from .cuda_planes import CudaTile
 from .cuda_rows import CudaRowsTile
@@ -164,15 +165,16 @@ def rows_choices(
     """The space of a layer in the rows form, with predicted cycles for one core."""
     cycles = rows_cycles(problem, entries, target)
     own = problem.own_columns
-    for tile in rows_space(problem):
+    for tile in rows_space(problem, target):
         yield cycles, Choice("rows", problem.block_rows, tile, keep_all, own, problem.window)
 
 
-def rows_space(problem: RowsProblem) -> Iterator[RowsTile]:
+def rows_space(problem: RowsProblem, target: PivotTarget) -> Iterator[RowsTile]:
     """The tiles of a layer in the rows form."""
     ahead = cpu_tiles.ahead_of(problem.block_rows)
+    rule = cpu_tiles.ahead_of(problem.block_rows, core_costs(target).stream_ahead)
     for unroll in UNROLLS:
-        for distance in (0, ahead // 4, ahead // 2, ahead, 2 * ahead):
+        for distance in sorted({0, ahead // 4, ahead // 2, ahead, 2 * ahead, rule}):
             yield RowsTile(unroll, False, distance)
 
 

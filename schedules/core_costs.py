@@ -56,6 +56,7 @@ class CoreCosts:
             are.
         far_weights: how many level-2 caches the weights of the rows form must fill for prefetches
             to pay.
+        stream_ahead: bytes after which the rows form prefetches its weights.
         reread: an entry's weights for each group of register tiles but the first.
         strips: None where memory is fast enough that they do not matter.
         depthwise: what depthwise layers take, by what is predicted for them.
@@ -80,6 +81,7 @@ class CoreCosts:
     inputs_ahead: int = 0
     # A prefetch from level 3 costs a twelfth, one from memory saves a third.
     far_weights: float = 4.0
+    stream_ahead: int = 8 << 10
     reread: float = 0.0
     strips: Strips | None = None
     depthwise: float = 1.0
@@ -111,6 +113,7 @@ XEON = CoreCosts(
     pack=3.4,
     inputs_ahead=INPUTS_AHEAD,
     far_weights=0.42,  # an LSTM of 512 units has less, which its steps find in level 2
+    stream_ahead=3 << 10,  # with 8 KB a tenth slower: more are under way than it has room for
     reread=0.7,
     strips=Strips(4.7, 14.7, 20.0, 580.0, 910.0, 0.89, 0.34),
     depthwise=1.5,

@@ -24,7 +24,7 @@ PARALLEL_CYCLES = 60_000.0
 EVEN_TASKS = 8
 LEAST_ROW_BLOCKS = 16
 
-# How far ahead weights are prefetched.
+# How far ahead the planes form prefetches its weights.
 AHEAD_BYTES = 8 << 10
 # Block rows from which on the planes form prefetches its weights. With fewer, loads are what binds.
 PREFETCHED_ROWS = 4
@@ -55,9 +55,9 @@ def choose_planes(
     return share_planes(problem, best, cycles, target), cycles
 
 
-def ahead_of(block_rows: int) -> int:
-    """Entries of so many rows after which those lie that are prefetched."""
-    return AHEAD_BYTES // (4 * block_rows)
+def ahead_of(block_rows: int, size: int = AHEAD_BYTES) -> int:
+    """Entries of so many rows after which those lie that are fetched, `size` bytes further on."""
+    return size // (4 * block_rows)
 
 
 def prefetching(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> PlanesTile:
@@ -173,8 +173,9 @@ def choose_rows(problem: RowsProblem, entries: int, target: PivotTarget) -> tupl
     unroll = max(1, int(target.fma_per_cycle * target.fma_latency) // vectors)
     # A lookup takes so long that two sums hide the latency of the multiply-add.
     unroll = 1 << (min(unroll, 2 if problem.window else 4).bit_length() - 1)
-    far = 4 * problem.block_rows * entries > core_costs(target).far_weights * target.l2_bytes
-    ahead = ahead_of(problem.block_rows) if far else 0
+    costs = core_costs(target)
+    far = 4 * problem.block_rows * entries > costs.far_weights * target.l2_bytes
+    ahead = ahead_of(problem.block_rows, costs.stream_ahead) if far else 0
     return share_rows(RowsTile(unroll, False, ahead), cycles, target), cycles
 
 

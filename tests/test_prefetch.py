@@ -81,6 +81,7 @@ def test_only_weights_beyond_the_caches_are_prefetched():
     target = PRESETS["zen4"]
     problem = RowsProblem(1, 25088, 4096, 512, 8, False, Epilogue())
     assert choose_rows(problem, 1_284_505, target)[0].ahead == 256
+    assert choose_rows(problem, 1_284_505, PRESETS["sapphire-rapids"])[0].ahead == 96
     assert choose_rows(problem, 20_000, target)[0].ahead == 0
 
 

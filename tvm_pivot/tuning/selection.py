@@ -161,7 +161,7 @@ def _space(
     """The tiles that the layer may have with the other decisions as they are."""
     problem = problem_of(layer, plan, epilogue)
     if isinstance(problem, RowsProblem):
-        return list(rows_space(problem))
+        return list(rows_space(problem, target))
     if isinstance(problem, DepthwiseProblem):
         return list(depthwise_space(problem, target))
     if choice.band_rows:
