@@ -10,6 +10,7 @@ from tvm import s_tir, tirx
 from ..targets import PivotTarget
 from .analysis import Block, leaf_blocks, walk
 from .moves import finish, overlap_tail, parallelise, split_vector
+from .squares import SQUARE, transposes
 
 # An expression of more nodes is not inlined any further: it would be repeated at every use.
 MAX_INLINED = 600
@@ -153,6 +154,8 @@ def _schedule_transposed(
     sch.reorder(*others, *outer, row_in, vector)
     sch.vectorize(vector)
     sch.unroll(row_in)
+    if tiles[0] == tiles[1] and transposes(tiles[0]) and not block.branch_vars:
+        sch.annotate(row_in, SQUARE, 1)
     overlap_tail(sch, row_out, tiles[0], ranges[0])
     overlap_tail(sch, out, tiles[1], ranges[1])
     parallelise(sch, others or outer[:1], work, target)

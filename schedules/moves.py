@@ -18,6 +18,7 @@ from tvm import ir, s_tir, sym, tirx
 
 from ..targets import PivotTarget
 from .analysis import Block, CannotSchedule, offset, substitute, variables, walk
+from .squares import transpose_square
 
 Loop = Any
 # Tasks of a parallel loop, at least: enough to share out among 16 cores evenly.
@@ -116,8 +117,8 @@ def parallelise(
 def finish(sch: s_tir.Schedule) -> s_tir.Schedule:
     """Write what TVM's primitives cannot express; nothing may be scheduled after.
 
-    The overlapping tiles that `overlap_tail` asked for, and flat addresses instead of the
-    quotients that merging axes left.
+    The overlapping tiles that `overlap_tail` asked for, flat addresses instead of the quotients
+    that merging axes left, and transposes in registers.
 
     Raises:
         CannotSchedule: a block inside an overlapping loop is not linear in it.
@@ -129,6 +130,7 @@ def finish(sch: s_tir.Schedule) -> s_tir.Schedule:
         func = tvm_ffi.structural_map(func, (tirx.For, lambda loop: _overlap(loop, ranges)))
     arguments = {param for param in func.params if tirx.is_buffer_var(param)}
     func = tvm_ffi.structural_map(func, (s_tir.SBlock, lambda block: _flatten(block, arguments)))
+    func = tvm_ffi.structural_map(func, (tirx.For, transpose_square))
     return s_tir.Schedule(tvm_ffi.structural_map(func, (tirx.For, few_tasks)))
 
 
