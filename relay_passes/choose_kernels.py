@@ -16,6 +16,7 @@ from .epilogues import fuse_epilogues
 from .follow_in_bands import follow_in_bands
 from .layer_kernels import rule_choice
 from .layers import Layer, Plan, PlannedLayer
+from .lead_in_bands import lead_in_bands
 from .split_images import split_images
 from .winograd_layers import choose_winograd
 
@@ -50,7 +51,7 @@ def choose_kernels(
         _chosen(one, epilogues[one.layer.var], target, tuned) if one.alone else one
         for one in follow_in_bands(mod, planned, fused, target)
     ]
-    return split_images(mod, chosen, fused, target)
+    return split_images(mod, lead_in_bands(mod, chosen, fused, target), fused, target)
 
 
 def _chosen(

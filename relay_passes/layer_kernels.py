@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy.typing as npt
 from tvm import tirx
 
 from ..layout import BlockShape, IntArray, PackedWeight, SlicedWeight
@@ -38,7 +40,7 @@ from ..targets import PivotTarget
 from ..windows import pack_windows
 from .cuda_kernels import cuda_choices, cuda_kernel, cuda_rule_choice
 from .detect import planes_problem
-from .layers import Handover, Layer, Plan, in_parts, laid_out, rows_problem
+from .layers import Handover, Layer, Lead, Plan, in_parts, laid_out, rows_problem
 from .pack_layer import LayerKernel, pack_planes_layer, tables_of
 from .winograd_layers import winograd_layer
 
@@ -125,12 +127,13 @@ def layer_kernel(
     choice: Choice,
     target: PivotTarget,
     handover: Handover | None = None,
+    lead: Lead | None = None,
     parts: Parts = WHOLE,
 ) -> LayerKernel:
     """The kernel of `choice`, on as many cores of the target as are worth it.
 
     With bands its input and output are images, in `parts` or whole; otherwise they are as the
-    kernel's form has them. A `handover` needs bands.
+    kernel's form has them. A `handover` needs bands, and so does a `lead`, whose input it reads.
     """
     if target.family == "cuda":
         return cuda_kernel(layer, plan, epilogue, choice, target)
@@ -138,7 +141,7 @@ def layer_kernel(
         return winograd_layer(layer, choice, epilogue, target, handover)
     layer = laid_out(layer, plan)
     if choice.band_rows:
-        return _banded(layer, plan, epilogue, choice, target, handover, parts)
+        return _banded(layer, plan, epilogue, choice, target, handover, lead, parts)
     layer = in_parts(layer, parts.written)
     problem, tile = problem_of(layer, plan, epilogue), choice.tile
     if isinstance(problem, RowsProblem):
@@ -168,6 +171,7 @@ def _banded(
     choice: Choice,
     target: PivotTarget,
     handover: Handover | None,
+    lead: Lead | None,
     parts: Parts,
 ) -> LayerKernel:
     """A convolution that goes some output rows at a time, for which it lays out planes if need be.
@@ -187,11 +191,13 @@ def _banded(
     bands = cpu_tiles.share_bands(rows, -(-count // target.cores) * cycles, target)
     packed, more = pack_planes_layer(layer if g.direct else in_band, plan, band, tile)
     others = () if handover is None else handover.tables
+    leader = None if lead is None else lead.leader
+    before = () if lead is None else _tables_before(lead)
     dtype = target.precision
 
     def make() -> tirx.PrimFunc:
         kernel = schedule_planes(planes_kernel(band, tile, dtype), band, tile)
-        kernel = in_bands(kernel, g, bands, target.stored_lanes, follower, parts)
+        kernel = in_bands(kernel, g, bands, target.stored_lanes, follower, parts, leader)
         return isolate_tasks(kernel) if band.block_rows == 1 else kernel
 
     images = (g.batch * parts.written, g.outputs, part_rows, g.x.output)
@@ -199,9 +205,17 @@ def _banded(
     if follower is not None:
         output = (*images[:2], follower.y.output, follower.x.output)
     residual = problem.output if g.direct else images
-    key = (g, band, bands, tile, dtype, follower, parts)
-    tables = tables_of(packed, (*more, *others), dtype, BEYOND)
+    key = (g, band, bands, tile, dtype, follower, parts, leader)
+    tables = tables_of(packed, (*more, *others, *before), dtype, BEYOND)
     return LayerKernel(key, make, output, tables, dtype, residual)
+
+
+def _tables_before(lead: Lead) -> tuple[npt.NDArray[Any], ...]:
+    """The tables of the layer before the kernel's."""
+    leader = lead.leader
+    own = replace(lead.layer, geometry=leader.geometry.band(leader.problem.height))
+    packed, more = pack_planes_layer(own, lead.plan, leader.problem, leader.tile)
+    return tables_of(packed, more, beyond=BEYOND)(lead.bias)
 
 
 def _rows(

@@ -14,6 +14,7 @@ from ..planes import AxisGeometry, ConvGeometry
 from ..report import SharedOrder
 from ..schedules.choices import Choice
 from ..schedules.followers import Follower
+from ..schedules.leaders import Leader
 from ..schedules.problems import Epilogue, RowsProblem
 from .graph import (
     MAIN,
@@ -133,6 +134,25 @@ class Handover:
 
 
 @dataclass(frozen=True, eq=False)
+class Lead:
+    """What a layer's kernel does before the layer (see `lead_in_bands`).
+
+    Attributes:
+        leader: how it computes the layer before it.
+        layer: that layer.
+        plan: its plan.
+        bias: its bias, float32 [N].
+        inner: the variables from its sum to what the kernel's layer reads.
+    """
+
+    leader: Leader
+    layer: Layer
+    plan: Plan
+    bias: FloatArray
+    inner: frozenset[Var]
+
+
+@dataclass(frozen=True, eq=False)
 class PlannedLayer:
     """A layer and its plan.
 
@@ -144,7 +164,8 @@ class PlannedLayer:
         shared: orders that its rows or columns share with other layers (see `fuse_permutations`).
         choice: how its kernel is made (see `choose_kernels`); None until that is chosen.
         record: the tuning record that the choice is from; empty where the rule chose.
-        handover: what its kernel does beside it; None for the layer alone.
+        handover: what its kernel does behind it; None for nothing.
+        lead: what its kernel does before it; None for nothing.
         within: the layer whose kernel computes this one, too; empty if it has its own.
         parts: in how many stretches of rows its output's images are stored (see `split_images`).
     """
@@ -157,13 +178,14 @@ class PlannedLayer:
     choice: Choice | None = None
     record: str = ""
     handover: Handover | None = None
+    lead: Lead | None = None
     within: str = ""
     parts: int = 1
 
     @property
     def alone(self) -> bool:
         """Whether its kernel computes this layer and no other operation."""
-        return self.handover is None and not self.within
+        return self.handover is None and self.lead is None and not self.within
 
     @property
     def skips(self) -> bool:

@@ -18,7 +18,7 @@ from .feature_major import FeatureMajor
 from .graph import MAIN, Rewriter, constant, dtype_of, static_shape
 from .image_parts import ImageParts
 from .layer_kernels import layer_kernel, rule_choice
-from .layers import Handover, Layer, Plan, PlannedLayer, laid_out
+from .layers import Handover, Layer, Lead, Plan, PlannedLayer, laid_out
 from .pack_layer import LayerKernel
 
 # From more floats than this on all cores copy: each then fetches less of what another one has
@@ -75,7 +75,8 @@ class Site:
         residual: what its epilogue adds, in the shape of the output.
         shape: the output's shape in the graph.
         choice: how its kernel is made.
-        handover: what its kernel does beside it.
+        handover: what its kernel does behind it.
+        lead: what its kernel does before it.
         parts: how its input's and its output's images are stored.
     """
 
@@ -86,6 +87,7 @@ class Site:
     shape: tuple[int, ...]
     choice: Choice
     handover: Handover | None = None
+    lead: Lead | None = None
     parts: Parts = WHOLE
 
     @property
@@ -107,6 +109,8 @@ class Lowering:
             if handover is not None:
                 self.inner |= handover.inner
                 self.ends[handover.end] = self.ends.pop(one.end)
+        for lead in (p.lead for p in planned if p.lead is not None):
+            self.inner |= lead.inner
         self.starts = {f.layer.var for f in fused}
         self.inputs: dict[Var, Expr] = {}
         self.kernels = Kernels()
@@ -131,8 +135,10 @@ class Lowering:
         residual = fused.residual
         if isinstance(residual, Var):
             residual = rw.remap.get(residual, residual)
-        x, handover = self.inputs[fused.layer.var], planned.handover
-        site = Site(fused, plan, x, residual, shape, choice, handover, Parts(written=planned.parts))
+        handover, lead = planned.handover, planned.lead
+        x = self.inputs[fused.layer.var if lead is None else lead.layer.var]
+        parts = Parts(written=planned.parts)
+        site = Site(fused, plan, x, residual, shape, choice, handover, lead, parts)
         if plan.form == "rows":
             return self._rows(rw, site)
         if plan.form == "depthwise":
@@ -175,9 +181,9 @@ class Lowering:
         return rw.reshape(self._run(rw, site, self._made(site), x, site.residual), site.shape)
 
     def _made(self, site: Site) -> LayerKernel:
-        epilogue, handover = site.fused.epilogue, site.handover
-        choice, plan, parts = site.choice, site.plan, site.parts
-        return layer_kernel(site.layer, plan, epilogue, choice, self.target, handover, parts)
+        epilogue, plan, choice = site.fused.epilogue, site.plan, site.choice
+        beside = site.handover, site.lead, site.parts
+        return layer_kernel(site.layer, plan, epilogue, choice, self.target, *beside)
 
     def _run(
         self, rw: Rewriter, site: Site, made: LayerKernel, x: Expr, residual: Expr | None

@@ -6,7 +6,8 @@ image. These are copied, channel by channel, to planes that stay in level 2 whil
 use them; the padding is added on the way, and no planes of the whole image are ever written.
 
 What such a band computes may be worked on while it is in level 2, too (see `followers`). Then a
-convolution that reads the image as it is goes band by band as well, without a copy.
+convolution that reads the image as it is goes band by band as well, without a copy. And what a band
+reads may be computed for it (see `leaders`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..planes import WHOLE, ConvGeometry, Parts, rows_of_part
 from .analysis import substitute
 from .block_sparse import OUTPUT
 from .followers import BandRows, Follower
+from .leaders import Leader
 from .moves import few_tasks, in_sequence
 from .pack_planes import begin_of, clear_slack, lay_out, loop, stored_shape
 from .placement import Place, moved, shifted
@@ -34,6 +36,7 @@ def in_bands(
     lanes: int,
     follower: Follower | None = None,
     parts: Parts = WHOLE,
+    leader: Leader | None = None,
 ) -> tirx.PrimFunc:
     """A kernel for whole images from the one for a band.
 
@@ -47,17 +50,19 @@ def in_bands(
             convolution has one.
         parts: how X, and how Y and the residual hold the images. Where they are not whole the
             convolution is not direct, and nothing follows.
+        leader: what computes the rows that a band reads; its input is the kernel's then. Images
+            are whole, and the convolution is not direct.
 
     Returns:
         The same kernel, but X is [batch, channels, height, width], and Y and the residual are
         [batch, outputs, output height, output width], or parts of these; those of a direct
         convolution are as they are in its kernel for whole images. Tables of the follower come
-        behind its own.
+        behind its own, and those of the leader behind these.
     """
     rows = rows_of_part(geometry.y.output, parts.written)
     if kernel.attrs.get(STORES_ONCE) and (follower or rows % bands.rows):
         kernel = store_freely(kernel)
-    return walked(Walk(kernel, geometry, bands, lanes, follower, parts))
+    return walked(Walk(kernel, geometry, bands, lanes, follower, parts, leader))
 
 
 def walked(walk: Walk) -> tirx.PrimFunc:
@@ -80,6 +85,7 @@ class Walk:
         lanes: int,
         follower: Follower | None,
         parts: Parts = WHOLE,
+        leader: Leader | None = None,
     ) -> None:
         g, self.parts = geometry, parts.written
         self.kernel, self.geometry, self.lanes, self.follower = kernel, g, lanes, follower
@@ -95,11 +101,13 @@ class Walk:
             self.rows = BandRows(follower, g.outputs, bands.rows, g.x.output, g.direct)
             self.step, self.total = self.rows.outputs, follower.y.output
             shape = (*shape[:2], follower.y.output, follower.x.output)
-        image = stored_shape(g, parts.read)
+        self.leader = leader
+        image = stored_shape(g if leader is None else leader.geometry, parts.read)
         self.x = self._buffer("X", (g.batch, g.image_floats) if g.direct else image)
         self.y = self._buffer(OUTPUT, shape)
         self.residual = self._buffer("residual", residual)
         self.tables = [] if follower is None else follower.tables
+        self.tables_before = [] if leader is None else leader.tables
         self.more: list[Any] = []
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> Any:
@@ -116,7 +124,8 @@ class Walk:
         mine = {"X": self.x, "residual": self.residual, OUTPUT: self.y}
         params = [mine.get(name, param) for name, param in self.params.items()]
         last = 2 if "residual" in self.params else 1
-        return [*params[:-last], *self.more, *self.tables, *params[-last:]]
+        more = [*self.more, *self.tables, *self.tables_before]
+        return [*params[:-last], *more, *params[-last:]]
 
     def task(self, t: Any) -> SBlockRealize:
         """Band `t` of all parts."""
@@ -152,7 +161,11 @@ class Walk:
             return [moved(self.kernel.body, places)], []
         planes = self._buffer("planes", (1, self.band.image_floats))
         body = moved(substitute(self.kernel.body, {self.params["X"]: planes}), places)
-        return [*self._laid_out(self.band, planes, n, first), body], [planes]
+        if self.leader is None:
+            return [*self._laid_out(self.band, planes, n, first), body], [planes]
+        leader, lanes = self.leader, self.lanes
+        steps, buffers = leader.lay_out(g, self.band, self.x, planes, n, first, lanes)
+        return [*steps, body], [planes, *buffers]
 
     def _laid_out(self, band: ConvGeometry, planes: Any, n: Any, first: Any) -> list[tirx.Stmt]:
         """The planes of the output rows from `first` on of part `n`."""

@@ -152,15 +152,15 @@ def lay_out(
                 # Of a vector with a stride TVM makes one load per lane; of a plain loop LLVM makes
                 # whole loads and shuffles.
                 copy = loop(end - first, copied, annotations={LEFT_TO_LLVM: True})
-            left = _clear(p, to, at_row, first, lanes)
-            right = _clear(p, to, at_row + end, pitch - end, lanes)
+            left = clear(p, to, at_row, first, lanes)
+            right = clear(p, to, at_row + end, pitch - end, lanes)
             inside = tirx.all(source_y >= 0, source_y < image.y.size)
-            outside = in_sequence(_clear(p, to, at_row, pitch, lanes))
+            outside = in_sequence(clear(p, to, at_row, pitch, lanes))
             return tirx.IfThenElse(inside, in_sequence([*left, copy, *right]), outside)
 
         def empty(i: Any) -> tirx.Stmt:
             at_row = ((c * len(parts) + number) * height + i) * pitch
-            return in_sequence(_clear(p, to, at_row, pitch, lanes))
+            return in_sequence(clear(p, to, at_row, pitch, lanes))
 
         whole = planes == image and int(x.ty.shape[2]) == image.y.size
         if whole and _unbroken(image, lanes) and first < end:
@@ -194,7 +194,7 @@ def _whole_plane(
     n, to = numbers
     count, source = (end - first) * width, image.y.source(0, first) * width + right
     above, below = first * width, (image.plane_height - end) * width
-    code = _clear(p, to, at_plane, above, lanes)
+    code = clear(p, to, at_plane, above, lanes)
     for start in sorted({min(at, count - lanes) for at in range(0, count, lanes)}):
         columns = tirx.floormod(tirx.Ramp(start, 1, lanes), tirx.Broadcast(width, lanes))
         inside = columns >= tirx.Broadcast(-right, lanes)
@@ -207,16 +207,17 @@ def _whole_plane(
             value = tirx.Select(inside, part, tirx.Broadcast(tirx.const(0, x.ty.dtype), lanes))
         place = tirx.Ramp(at_plane + (above + start), 1, lanes)
         code.append(tirx.BufferStore(p, value, [to, place]))
-    return [*code, *_clear(p, to, at_plane + (above + count), below, lanes)]
+    return [*code, *clear(p, to, at_plane + (above + count), below, lanes)]
 
 
 def clear_slack(planes: ConvGeometry, p: Any, image: Any, lanes: int) -> tirx.Stmt:
     """Clear what lies behind the last plane of an image."""
     end = tirx.const(planes.image_floats - SLACK, "int32")
-    return in_sequence(_clear(p, image, end, SLACK, lanes))
+    return in_sequence(clear(p, image, end, SLACK, lanes))
 
 
-def _clear(p: Any, image: Any, begin: Any, count: int, lanes: int) -> list[tirx.Stmt]:
+def clear(p: Any, image: Any, begin: Any, count: int, lanes: int) -> list[tirx.Stmt]:
+    """Write zeros to `count` floats of an image's planes, from `begin` on."""
     zero = tirx.const(0, p.ty.dtype)
     if count == 0:
         return []
