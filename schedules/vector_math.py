@@ -18,6 +18,8 @@ Expr = Any
 
 _LOG2E = 1.44269504088896341
 _INF_BITS = 0x7F800000
+# Added to a float32, it rounds it to a whole number, which the last bits of the sum then are.
+_ROUNDING = 1.5 * 2**23
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4  # the high part times any exponent is exact
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
 _LOG = (
@@ -67,20 +69,20 @@ def _horner(x: Expr, coefficients: Sequence[float]) -> Expr:
 def _exp(x: Expr) -> Expr:
     """exp(x): 0 below -87, inf above 88.7228, NaN stays NaN."""
 
-    def scaled(x: Expr) -> Expr:
-        # The bounds keep the conversion to int defined; the last selects overrule it.
-        return tirx.floor(tirx.max(tirx.min(x * _f(_LOG2E) + _f(0.5), _f(128.0)), _f(-126.0)))
-
-    def value(x: Expr, n: Expr) -> Expr:
-        power = tirx.reinterpret("float32", (tirx.Cast("int32", n) + _i(126)) << _i(23))
+    def value(x: Expr, shifted: Expr) -> Expr:
+        n = shifted - _f(_ROUNDING)
+        # Shifting leaves the last bits, which are n, in the place of the exponent.
+        power = tirx.reinterpret(
+            "float32", (tirx.reinterpret("int32", shifted) << _i(23)) + _i(126 << 23)
+        )
         remainder = x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW)
         mantissa = _let(remainder, lambda r: _horner(r, _EXP) * (r * r) + r + _f(1.0))
         # 2^128 is no float32: multiply by 2^(n-1), then by 2.
-        finite = mantissa * _f(2.0) * power
-        too_low = tirx.Select(x < _f(-87.0), _f(0.0), finite)
-        return tirx.Select(x > _f(88.7228317), _f(float("inf")), too_low)
+        return tirx.Select(x < _f(-87.0), _f(0.0), mantissa * _f(2.0) * power)
 
-    return _let(x, lambda x: _let(scaled(x), lambda n: value(x, n)))
+    # Beyond 89 all is inf. Written so that a NaN, for which every comparison is false, survives.
+    bound = tirx.Select(x > _f(89.0), _f(89.0), x)
+    return _let(bound, lambda x: _let(x * _f(_LOG2E) + _f(_ROUNDING), lambda t: value(x, t)))
 
 
 def _log(x: Expr) -> Expr:
