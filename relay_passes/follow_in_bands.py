@@ -68,7 +68,7 @@ def follow_in_bands(
     target: PivotTarget,
 ) -> list[PlannedLayer]:
     """The layers; those that are predicted to be faster with what follows them are so chosen."""
-    if target.family == "cuda" or {target.storage, target.precision} != {"float32"}:
+    if target.family == "cuda" or target.precision != "float32":
         return list(planned)
     found = dict(_candidates(mod, planned, fused, target))
     epilogues = {one.layer.var: one.epilogue for one in fused}

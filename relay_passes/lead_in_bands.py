@@ -44,7 +44,7 @@ def lead_in_bands(
         fused: what is fused behind each of them.
         target: the machine.
     """
-    if target.family == "cuda" or {target.storage, target.precision} != {"float32"}:
+    if target.family == "cuda" or target.precision != "float32":
         return list(planned)
     led: dict[Var, PlannedLayer] = {}
     within: dict[Var, str] = {}

@@ -48,7 +48,7 @@ def row_filter(
 ) -> RowFilter | None:
     """The layer as minimal filtering; None where it cannot be."""
     found, g = RowFilter(layer.geometry), layer.geometry
-    if target.family != "x86" or {target.storage, target.precision} != {"float32"}:
+    if target.family != "x86" or target.precision != "float32":
         return None
     if layer.op != "conv2d" or plan.form != "planes" or not plan.keep_all or epilogue.residual:
         return None
