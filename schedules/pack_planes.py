@@ -200,11 +200,14 @@ def _whole_plane(
         inside = columns >= tirx.Broadcast(-right, lanes)
         if right > 0:
             inside = columns < tirx.Broadcast(width - right, lanes)
-        at = [n, c, 0, tirx.Ramp(source + start, 1, lanes)]
-        value = tirx.BufferLoad(x, at)
-        if right != 0:  # what a masked load holds elsewhere is not defined
-            part = tirx.op.masked_load(f"{x.ty.dtype}x{lanes}", x, *at, inside)
-            value = tirx.Select(inside, part, tirx.Broadcast(tirx.const(0, x.ty.dtype), lanes))
+        begin = source + start
+        held = min(max(begin, 0), image.y.size * width - lanes)  # no load leaves the plane
+        value = tirx.BufferLoad(x, [n, c, 0, tirx.Ramp(held, 1, lanes)])
+        if held != begin:
+            picked = [min(max(begin - held + i, 0), lanes - 1) for i in range(lanes)]
+            value = tirx.Shuffle([value], [tirx.const(lane, "int32") for lane in picked])
+        if right != 0:
+            value = tirx.Select(inside, value, tirx.Broadcast(tirx.const(0, x.ty.dtype), lanes))
         place = tirx.Ramp(at_plane + (above + start), 1, lanes)
         code.append(tirx.BufferStore(p, value, [to, place]))
     return [*code, *clear(p, to, at_plane + (above + count), below, lanes)]
