@@ -1,6 +1,7 @@
 """The passes of the compiler, in the order they run: `PHASES` is the table of contents.
 
-Each pass is a pure function of an IRModule in a file of its own, named after what it does.
+Each pass is a pure function of an IRModule in a file of its own, named after what it does. One is
+not in the list: `bind_memory` comes among TVM's passes, which lower what these leave.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ import tvm
 from tvm import relax
 
 from tvm_pivot import artifact, runtime
-from tvm_pivot.artifact import Manifest
 from tvm_pivot.errors import ArtifactError, PivotError
+from tvm_pivot.manifest import Manifest
 from tvm_pivot.session import Session
 from tvm_pivot.targets import PRESETS, missing_features, needed_features
 
@@ -197,7 +197,7 @@ def test_other_compression_and_an_untouched_manifest_are_fine(saved: Path, tmp_p
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("format",), 3, "artifact format 3; this tvm_pivot reads format 4"),
+        (("format",), 3, "artifact format 3; this tvm_pivot reads format 5"),
         (("format",), "1", "artifact format '1'"),
         (("format",), ..., "artifact format None"),
         (("library_bytes",), ..., "missing library_bytes"),

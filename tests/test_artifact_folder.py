@@ -47,7 +47,7 @@ def test_damaged_directories_are_refused(saved: Path, tmp_path: Path) -> None:
         (library, data[:-1] + b"?", "its SHA-256 is not the manifest's"),
         (library, None, "no exported network: it has no lib.so"),
         (manifest, b"{", "not valid JSON"),
-        (manifest, text.replace('"format": 4', '"format": 3').encode(), "artifact format 3"),
+        (manifest, text.replace('"format": 5', '"format": 3').encode(), "artifact format 3"),
         (manifest, None, "no exported network: it has no manifest.json"),
     ):
         before = path.read_bytes()

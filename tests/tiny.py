@@ -9,7 +9,7 @@ from typing import Any
 import tvm
 from tvm import relax, te
 
-from tvm_pivot.artifact import Manifest
+from tvm_pivot.manifest import Manifest
 from tvm_pivot.report import LayerReport, Report
 from tvm_pivot.session import Session
 from tvm_pivot.targets import PivotTarget, resolve

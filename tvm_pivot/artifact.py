@@ -1,12 +1,12 @@
 """Saving a compiled network to a directory or one file, and loading it back.
 
-The directory has ``manifest.json``, ``lib.so`` and what `deployment` adds; the file is a zip
-archive of the same. Everything is checked before the library is loaded: the archive, each field of
-the manifest, the library's size and SHA-256, the TVM version, and that this machine has the
-instructions the code was made for.
+The directory has ``manifest.json``, ``lib.so``, ``weights.bin`` and what `deployment` adds; the
+file is a zip archive of the same. Everything is checked before the library is loaded: the archive,
+each field of the manifest, the size and SHA-256 of library and weights, the TVM version, and that
+this machine has the instructions the code was made for.
 
-The hash guards against damage, not against malice: an artifact is native code, and whoever can
-change the library can change its hash. Load only artifacts you trust, as with any program.
+The hashes guard against damage, not against malice: an artifact is native code, and whoever can
+change the library can change its hash too. Load only artifacts you trust, as with any program.
 """
 
 from __future__ import annotations
@@ -21,26 +21,22 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from . import cuda_runtime, deployment, runtime, schema
+from . import cuda_runtime, deployment, runtime
 from .errors import ArtifactError, PivotError
 from .linking import linker
-from .report import Report
+from .manifest import FORMAT, Document, Manifest
+from .memory import Bytes, new_pages
 from .session import Session
-from .targets import PivotTarget, cannot_run, missing_features, needed_features
-from .tensors import TensorSpec
+from .targets import PivotTarget, cannot_run, missing_features
 from .threads import check_count
 
-FORMAT = 4
 SUFFIX = ".pivot"
-_MANIFEST, _LIBRARY = "manifest.json", "lib.so"
-_DIFFERENT = f"{_LIBRARY} is damaged: its SHA-256 is not the manifest's"
+_MANIFEST, _LIBRARY, _WEIGHTS = "manifest.json", "lib.so", "weights.bin"
 _MANIFEST_LIMIT = 16 << 20
-_LIBRARY_LIMIT = 8 << 30
+_SIZE_LIMIT = 64 << 30
 _CHUNK = 1 << 20
 # What zipfile and zlib raise on damaged input; RuntimeError is "file is encrypted".
 _DAMAGE = (
@@ -56,79 +52,16 @@ _DAMAGE = (
 )
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What a library is: written into an artifact, and checked when it is loaded.
-
-    Attributes:
-        name: the network's name.
-        package_version: the tvm_pivot that compiled it.
-        tvm_version: the TVM that compiled it.
-        target: the machine it was compiled for.
-        features: instruction sets that the library may use, by LLVM's names.
-        inputs: name, shape and dtype of each input, in order.
-        outputs: the same for the outputs.
-        report: what was done to each layer.
-    """
-
-    name: str
-    package_version: str
-    tvm_version: str
-    target: PivotTarget
-    features: tuple[str, ...]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    report: Report
-
-    @classmethod
-    def create(
-        cls,
-        name: str,
-        target: PivotTarget,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-        report: Report,
-    ) -> Manifest:
-        """A manifest for a library made now, by this version of everything."""
-        try:
-            package = version("tvm-pivot")
-        except PackageNotFoundError:  # run from a source tree
-            package = "unknown"
-        features = needed_features(target)
-        made_with = runtime.tvm_version()
-        return cls(name, package, made_with, target, features, inputs, outputs, report)
-
-    def to_json(self, *, indent: int | None = None) -> str:
-        """The manifest as JSON text; `from_json` reads it back to an equal manifest."""
-        return schema.dumps(self, indent=indent)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Manifest:
-        """The manifest `to_json` wrote.
-
-        Raises:
-            ArtifactError: the text is not such JSON; the message names the place.
-        """
-        return schema.loads(cls, text)
-
-
-@dataclass(frozen=True)
-class _Document:
-    """``manifest.json``: the version of the file format, the library's identity, the manifest."""
-
-    format: int
-    library_bytes: int
-    library_sha256: str
-    manifest: Manifest
-
-
-def save(path: str | os.PathLike[str], library: Any, manifest: Manifest) -> Path:
+def save(
+    path: str | os.PathLike[str], library: Any, manifest: Manifest, weights: Bytes | None = None
+) -> Path:
     """Write an artifact.
 
     Args:
         path: where: a file where the name ends in ``.pivot``, else a directory.
         library: a `relax.VMExecutable`, or the path of a library it exported.
         manifest: describes the library.
+        weights: what it takes, where the manifest says that it takes memory.
 
     Returns:
         The path written.
@@ -149,8 +82,9 @@ def save(path: str | os.PathLike[str], library: Any, manifest: Manifest) -> Path
         if not exported:
             library = linked(library, manifest.target, path, Path(scratch))
         try:
-            texts = {_MANIFEST: _described(library, manifest), **deployment.files(manifest)}
-            (_write_file if zipped else _write_folder)(path, library, texts)
+            described = _described(library, manifest, weights)
+            texts = {_MANIFEST: described, **deployment.files(manifest)}
+            (_write_file if zipped else _write_folder)(path, library, weights, texts)
         except OSError as e:
             raise ArtifactError(f"cannot write {path}: {e.strerror or e}") from e
     return path
@@ -171,10 +105,10 @@ def linked(executable: Any, target: PivotTarget, path: Path, scratch: Path) -> P
     return library
 
 
-def _described(library: Path, manifest: Manifest) -> str:
-    digest = _sha256(library)
-    document = _Document(FORMAT, library.stat().st_size, digest, manifest)
-    return schema.dumps(document, indent=1)
+def _described(library: Path, manifest: Manifest, weights: Bytes | None) -> str:
+    digest = None if weights is None else hashlib.sha256(weights.data).hexdigest()
+    size = library.stat().st_size
+    return Document(FORMAT, size, _sha256(library), digest, manifest).to_json()
 
 
 def _sha256(library: Path) -> str:
@@ -185,7 +119,7 @@ def _sha256(library: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_file(path: Path, library: Path, texts: Mapping[str, str]) -> None:
+def _write_file(path: Path, library: Path, weights: Bytes | None, texts: Mapping[str, str]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     size = library.stat().st_size
     try:
@@ -198,27 +132,36 @@ def _write_file(path: Path, library: Path, texts: Mapping[str, str]) -> None:
                 archive.open(_member(_LIBRARY), "w", force_zip64=size >= 1 << 31) as sink,
             ):
                 shutil.copyfileobj(source, sink, _CHUNK)
+            if weights is not None:
+                member = _member(_WEIGHTS, zipfile.ZIP_STORED)  # they hardly get smaller
+                large = weights.nbytes >= 1 << 31
+                with archive.open(member, "w", force_zip64=large) as sink:
+                    sink.write(weights.data)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _member(name: str) -> zipfile.ZipInfo:
+def _member(name: str, compression: int = zipfile.ZIP_DEFLATED) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
-    info.compress_type = zipfile.ZIP_DEFLATED
+    info.compress_type = compression
     return info
 
 
-def _write_folder(path: Path, library: Path, texts: Mapping[str, str]) -> None:
+def _write_folder(
+    path: Path, library: Path, weights: Bytes | None, texts: Mapping[str, str]
+) -> None:
     """Replace file by file, the manifest last; what else is there stays."""
     path.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=path) as scratch:
         copy = Path(scratch, _LIBRARY)
         with library.open("rb") as source, copy.open("xb") as sink:
             shutil.copyfileobj(source, sink, _CHUNK)
+        if weights is not None:
+            Path(scratch, _WEIGHTS).write_bytes(weights.data)
         for name, text in texts.items():
             Path(scratch, name).write_text(text)
-        for name in (*(name for name in texts if name != _MANIFEST), _LIBRARY, _MANIFEST):
+        for name in sorted(os.listdir(scratch), key=_MANIFEST.__eq__):
             Path(scratch, name).replace(path / name)
 
 
@@ -241,8 +184,12 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Session
             document = _folder_document(path)
             _check_host(document.manifest)
             if _sha256(path / _LIBRARY) != document.library_sha256:
-                raise ArtifactError(_DIFFERENT)
-        return _start(path, path / _LIBRARY, document.manifest, threads)
+                raise _different(_LIBRARY)
+            weights = None
+            if document.weights_bytes is not None:
+                with (path / _WEIGHTS).open("rb", buffering=0) as source:
+                    weights = _read_weights(source, document)
+        return _start(path, path / _LIBRARY, document.manifest, weights, threads)
     directory = Path(tempfile.mkdtemp(prefix="tvm-pivot-"))  # mode 0700
     try:
         library = directory / _LIBRARY
@@ -250,7 +197,11 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Session
             document = _read_document(archive)
             _check_host(document.manifest)
             _extract(archive, library, document)
-        session = _start(path, library, document.manifest, threads)
+            weights = None
+            if document.weights_bytes is not None:
+                with archive.open(_WEIGHTS) as source:
+                    weights = _read_weights(source, document)
+        session = _start(path, library, document.manifest, weights, threads)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
@@ -291,9 +242,9 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def _read_document(archive: zipfile.ZipFile) -> _Document:
+def _read_document(archive: zipfile.ZipFile) -> Document:
     names = [info.filename for info in archive.infolist()]
-    odd = sorted(set(names) - {_MANIFEST, _LIBRARY} - deployment.NAMES)
+    odd = sorted(set(names) - {_MANIFEST, _LIBRARY, _WEIGHTS} - deployment.NAMES)
     odd += sorted(name for name in set(names) if names.count(name) > 1)
     if odd or not {_MANIFEST, _LIBRARY} <= set(names):
         shown = ", ".join(map(repr, odd[:5] or sorted(names)[:5])) or "nothing"
@@ -303,37 +254,34 @@ def _read_document(archive: zipfile.ZipFile) -> _Document:
         raise ArtifactError(f"{_MANIFEST} is too large: {info.file_size} bytes")
     with archive.open(info) as member:
         text = member.read(_MANIFEST_LIMIT)
-    return _parsed(text, archive.getinfo(_LIBRARY).file_size)
+    found = (_LIBRARY, _WEIGHTS)
+    return _parsed(text, {n: archive.getinfo(n).file_size for n in found if n in names})
 
 
-def _folder_document(path: Path) -> _Document:
+def _folder_document(path: Path) -> Document:
     for name in (_MANIFEST, _LIBRARY):
         if not (path / name).is_file():
             raise ArtifactError(f"this directory is no exported network: it has no {name}")
     size = (path / _MANIFEST).stat().st_size
     if size > _MANIFEST_LIMIT:
         raise ArtifactError(f"{_MANIFEST} is too large: {size} bytes")
-    return _parsed((path / _MANIFEST).read_bytes(), (path / _LIBRARY).stat().st_size)
+    found = [path / name for name in (_LIBRARY, _WEIGHTS) if (path / name).is_file()]
+    text = (path / _MANIFEST).read_bytes()
+    return _parsed(text, {file.name: file.stat().st_size for file in found})
 
 
-def _parsed(text: bytes, library_bytes: int) -> _Document:
-    _check_format(text)
-    document = schema.loads(_Document, text)
-    size = document.library_bytes
-    if not 0 < size <= _LIBRARY_LIMIT or library_bytes != size:
-        raise ArtifactError(f"{_LIBRARY} has {library_bytes} bytes, the manifest says {size}")
+def _parsed(text: bytes, sizes: Mapping[str, int]) -> Document:
+    """A document that is right about the sizes of library and weights."""
+    document = Document.from_json(text)
+    for name, said in ((_LIBRARY, document.library_bytes), (_WEIGHTS, document.weights_bytes)):
+        least, found = int(name == _LIBRARY), sizes.get(name)
+        if said is None:
+            continue  # a folder may have the weights of another network, which is not read
+        if found is None:
+            raise ArtifactError(f"there is no {name}")
+        if not least <= said <= _SIZE_LIMIT or found != said:
+            raise ArtifactError(f"{name} has {found} bytes, the manifest says {said}")
     return document
-
-
-def _check_format(text: bytes) -> None:
-    """Say so when a newer tvm_pivot wrote the file, before fields it added look like damage."""
-    found = schema.parse(text)
-    number = found.get("format") if isinstance(found, dict) else None
-    if type(number) is not int or number != FORMAT:
-        raise ArtifactError(
-            f"artifact format {number!r}; this tvm_pivot reads format {FORMAT}: build it again, "
-            f"or install the version of tvm_pivot that wrote it"
-        )
 
 
 def _check_host(manifest: Manifest) -> None:
@@ -360,7 +308,7 @@ def _check_host(manifest: Manifest) -> None:
         )
 
 
-def _extract(archive: zipfile.ZipFile, path: Path, document: _Document) -> None:
+def _extract(archive: zipfile.ZipFile, path: Path, document: Document) -> None:
     digest, left = hashlib.sha256(), document.library_bytes
     with archive.open(_LIBRARY) as source, path.open("xb") as sink:
         while chunk := _read_at_most(source, left):
@@ -368,18 +316,40 @@ def _extract(archive: zipfile.ZipFile, path: Path, document: _Document) -> None:
             sink.write(chunk)
             left -= len(chunk)
     if left or digest.hexdigest() != document.library_sha256:
-        raise ArtifactError(_DIFFERENT)
+        raise _different(_LIBRARY)
+
+
+def _different(name: str) -> ArtifactError:
+    return ArtifactError(f"{name} is damaged: its SHA-256 is not the manifest's")
+
+
+def _read_weights(source: IO[bytes], document: Document) -> Bytes:
+    """The weights, read to where they stay."""
+    digest, at = hashlib.sha256(), 0
+    data = new_pages(document.weights_bytes or 0)
+    while at < data.nbytes:
+        chunk = data[at : at + _CHUNK].data
+        count = source.readinto(chunk)  # type: ignore[attr-defined]
+        if not count:
+            break
+        digest.update(chunk[:count])
+        at += count
+    if at < data.nbytes or digest.hexdigest() != document.weights_sha256:
+        raise _different(_WEIGHTS)
+    return data
 
 
 def _read_at_most(source: IO[bytes], left: int) -> bytes:
     return source.read(min(left, _CHUNK)) if left else b""
 
 
-def _start(path: Path, library: Path, manifest: Manifest, threads: int | None) -> Session:
+def _start(
+    path: Path, library: Path, manifest: Manifest, weights: Bytes | None, threads: int | None
+) -> Session:
     try:
         with runtime.no_scope_lines():
             module = runtime.load_module(library)
-        return Session(module, manifest, threads=threads, library_file=library)
+        return Session(module, manifest, weights=weights, threads=threads, library_file=library)
     except PivotError as e:
         raise ArtifactError(f"{path}: {e}") from e
     except Exception as e:  # the dynamic loader's or TVM's complaint, of several types

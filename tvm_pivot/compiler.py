@@ -16,11 +16,14 @@ from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
 from tvm.relax.backend.cuda import pipeline as cuda_pipeline
 
 from . import cuda_compiler
-from .artifact import Manifest
 from .errors import CompileError, PivotError
 from .importer import import_model
+from .manifest import Manifest
+from .memory import Bytes, Memory, pack
 from .relay_passes import PHASES, PIVOT_SECONDS, Compilation
+from .relay_passes.bind_memory import bind_memory, trust_bound
 from .relay_passes.cuda_layers import use_cuda_graphs
+from .relay_passes.graph import MAIN
 from .report import Report
 from .session import Session
 from .targets import PivotTarget, resolve
@@ -92,11 +95,12 @@ def build(
     state = Compilation(imported.mod, described, sparse, pivot_seconds, tuned=records)
     done = _run_phases(state, imported.source, debug_dir, tell, PHASES)
     tell("compile")
-    executable = _compile(done, imported.source)
+    executable, memory, weights = _compile(done, imported.source)
     report = replace(_report(done, described), compile_seconds=time.perf_counter() - began)
     name = Path(imported.source).stem if imported.source.endswith(".onnx") else imported.source
-    manifest = Manifest.create(name, described, imported.inputs, imported.outputs, report)
-    return Session(executable, manifest, threads=threads)
+    ports = imported.inputs, imported.outputs
+    manifest = Manifest.create(name, described, *ports, report, memory)
+    return Session(executable, manifest, weights=weights, threads=threads)
 
 
 def inspect(
@@ -167,17 +171,51 @@ def _dump(mod: IRModule, folder: str | PathLike[str] | None, number: int, name: 
     (path / f"{number:02d}_{name}.py").write_text(text, encoding="utf-8")
 
 
-def _compile(state: Compilation, source: str) -> relax.VMExecutable:
+def _compile(
+    state: Compilation, source: str
+) -> tuple[relax.VMExecutable, Memory | None, Bytes | None]:
+    """The network, what its function `bind` takes, and its weights."""
     machine = state.target.to_tvm()
     # Not TVM's default pipeline: it would legalise and fuse again what is scheduled already.
     pipeline = cuda_pipeline if state.target.family == "cuda" else cpu_pipeline
     steps = pipeline.dataflow_lower_passes(machine) + pipeline.finalize_passes(machine)
+    taken: list[tuple[Memory, Bytes]] = []
+    if state.target.family != "cuda":  # what a GPU's graphs record stays as TVM makes it
+        steps = _with_binding(steps, len(state.mod[MAIN].params), taken)
     graphs = {"relax.backend.use_cuda_graph": use_cuda_graphs(state.planned, state.target)}
+    sequence = tvm.transform.Sequential(steps)
     try:
         with machine, tvm.transform.PassContext(config=graphs):
-            return relax.build(state.mod, machine, relax_pipeline=tvm.transform.Sequential(steps))
+            executable = relax.build(state.mod, machine, relax_pipeline=sequence)
     except Exception as error:
         raise CompileError(f"{source}: TVM could not compile it: {_first_line(error)}") from error
+    return executable, *(taken[0] if taken else (None, None))
+
+
+def _with_binding(
+    steps: Sequence[Any], inputs: int, taken: list[tuple[Memory, Bytes]]
+) -> list[Any]:
+    """TVM's passes with `bind_memory` among them, which adds what the network needs to `taken`."""
+
+    def bind(mod: IRModule, _: Any) -> IRModule:
+        bound = bind_memory(mod)
+        if bound is None:
+            return mod
+        mod, weights, buffers = bound
+        specs, data = pack(weights)
+        taken.append((Memory(specs, tuple(buffers)), data))
+        return mod
+
+    def trust(mod: IRModule, _: Any) -> IRModule:
+        return trust_bound(mod, inputs) if taken else mod
+
+    made = {
+        "KillAfterLastUse": tvm.transform.module_pass(bind, opt_level=0, name="BindMemory"),
+        "VMShapeLower": tvm.transform.module_pass(trust, opt_level=0, name="TrustBound"),
+    }
+    found = [one for step in steps for one in (step, made.pop(step.info.name, None)) if one]
+    assert not made, "TVM's passes are others"
+    return found
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from . import runner
 from .targets import PivotTarget
 
 if TYPE_CHECKING:
-    from .artifact import Manifest
+    from .manifest import Manifest
 
 README = "README.md"
 NAMES = frozenset({README, *runner.SOURCES, *runner.HEADERS})

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .errors import PivotError
+from .memory import BIND, Array, Bytes, Memory
 
 if TYPE_CHECKING:
-    from .artifact import Manifest
+    from .manifest import Manifest
 
-Array = npt.NDArray[Any]
 _LIBRARY = "network.so"
 # A first run under emulation takes long; a device that is gone should be noticed all the same.
 _SECONDS = 600
@@ -51,13 +50,16 @@ class Address:
 class RemoteNetwork:
     """A network that was sent to another machine, ready to run there."""
 
-    def __init__(self, address: str, library: Any, manifest: Manifest) -> None:
-        """Connect and send the library.
+    def __init__(
+        self, address: str, library: Any, manifest: Manifest, weights: Bytes | None
+    ) -> None:
+        """Connect and send the library and its weights.
 
         Args:
             address: see `Address.parse`.
             library: a `relax.VMExecutable`, or the path of a library.
             manifest: describes it.
+            weights: see `artifact.save`.
 
         Raises:
             ArtifactError: the library cannot be linked.
@@ -76,6 +78,7 @@ class RemoteNetwork:
                 session.upload(str(library), target=_LIBRARY)
                 self._device = session.cpu(0)
                 self._machine = relax.VirtualMachine(session.load_module(_LIBRARY), self._device)
+                self._entry, self._bound = self._bind(manifest.memory, weights)
             except Exception as error:  # of the other machine, as text
                 raise self._failed("load the network", error) from error
 
@@ -86,7 +89,7 @@ class RemoteNetwork:
             PivotError: the connection broke, or the network failed there.
         """
         try:
-            result = self._machine["main"](*self._sent(arrays))
+            result = self._machine.module[self._entry](*self._bound, *self._sent(arrays))
             several = not hasattr(result, "numpy")
             return tuple(one.numpy() for one in result) if several else (result.numpy(),)
         except Exception as error:
@@ -99,10 +102,24 @@ class RemoteNetwork:
             PivotError: as `run`.
         """
         try:
-            timed = self._machine.time_evaluator("main", self._device, number=1, repeat=repeat)
-            return tuple(map(float, timed(*self._sent(arrays)).results))
+            module = self._machine.module
+            timed = module.time_evaluator(self._entry, self._device, number=1, repeat=repeat)
+            return tuple(map(float, timed(*self._bound, *self._sent(arrays)).results))
         except Exception as error:
             raise self._failed("time the network", error) from error
+
+    def _bind(self, memory: Memory | None, weights: Bytes | None) -> tuple[str, tuple[Any, ...]]:
+        """The function that runs the network there, and what it takes before the inputs."""
+        if memory is None or weights is None:
+            return "main", ()
+        import tvm
+
+        sent = self._sent(memory.weights_in(weights))
+        buffers = [tvm.runtime.empty((n,), "uint8", self._device) for n in memory.buffers]
+        # Over RPC a function sees tensors for as long as a call takes; inputs that are set stay.
+        self._machine.set_input(BIND, *sent, *buffers)
+        self._machine.invoke_stateful(BIND)
+        return "invoke_closure", (self._machine.get_outputs(BIND),)
 
     def _sent(self, arrays: Sequence[Array]) -> list[Any]:
         import tvm

@@ -9,25 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from . import cuda_runtime, runtime
 from . import threads as thread_pool
 from .errors import InputError, PivotError
+from .memory import ALIGNMENT, Array, Bytes
 from .targets import cannot_run
 from .tensors import TensorSpec
+from .virtual_machine import VirtualMachine, as_tensor, bound
 
 if TYPE_CHECKING:
-    from .artifact import Manifest
+    from .manifest import Manifest
     from .remote import RemoteNetwork
     from .report import Report
 
-Array = npt.NDArray[Any]
-
 _ffi = runtime.ffi()
 
-# Compiled code uses vector loads that fault on less aligned data.
-_ALIGNMENT = 64
 # Below this, copying an input is cheaper than finding out whether it need be copied.
 _ALWAYS_COPY_BYTES = 16 << 10
 
@@ -36,8 +33,9 @@ class Session:
     """A compiled network, ready to run. `tvm_pivot.build` and `tvm_pivot.load` make one.
 
     Calls from several threads at once are safe and run side by side: each calling thread has
-    its own Relax virtual machine (cheap to make; weights are shared) and its own TVM pool of
-    `threads` threads. A server with many calling threads usually wants `set_threads(1)`.
+    its own Relax virtual machine, with memory for what lies between the layers (weights are
+    shared), and its own TVM pool of `threads` threads. A server with many calling threads usually
+    wants `set_threads(1)`.
 
     Attributes:
         inputs: name, shape and dtype of each input, in the order `run` takes them.
@@ -50,6 +48,7 @@ class Session:
         library: Any,
         manifest: Manifest,
         *,
+        weights: Bytes | None = None,
         threads: int | None = None,
         library_file: Path | None = None,
     ) -> None:
@@ -59,14 +58,15 @@ class Session:
             library: a `relax.VMExecutable`, or the `tvm_ffi.Module` of an exported one, with a
                 function ``main``.
             manifest: describes the library; its inputs must be those of ``main``.
+            weights: see `Weights`; needed where the manifest says that the library takes memory.
             threads: see `set_threads`; None means `threads.default_count()`.
             library_file: where `library` was loaded from, for a later `export`.
 
         Raises:
             PivotError: the network is for a GPU that this machine has not (`cuda_runtime.check`),
-                or the library has no ``main``, or not with the manifest's inputs (`run` says
-                so if it is a `relax.VMExecutable`); or an input or output has a dtype that NumPy
-                has not.
+                or the library has no ``main``, or not with the manifest's inputs or memory (`run`
+                says so if it is a `relax.VMExecutable`); the weights are not of the manifest's
+                size; or an input or output has a dtype that NumPy has not.
         """
         self.manifest = manifest
         self.inputs: tuple[TensorSpec, ...] = manifest.inputs
@@ -74,6 +74,7 @@ class Session:
         self.report: Report = manifest.report
         self._library = library
         self._library_file = library_file
+        self._weights = bound(manifest.memory, weights)
         self._elsewhere = cannot_run(manifest.target)
         self._module = None if self._elsewhere else runtime.link(library)
         gpu = manifest.target.gpu
@@ -137,7 +138,7 @@ class Session:
             arrays = cuda_runtime.to_numpy(results, self.outputs)
             return arrays[0] if len(arrays) == 1 else tuple(arrays)
         if self._copy_output is None:
-            self._copy_output = self._shared_outputs(results, runner.call(tensors))
+            self._copy_output = self._shared_outputs(results, tensors, runner)
         if len(results) == 1:
             return _to_numpy(results[0], self._copy_output[0])
         return tuple(map(_to_numpy, results, self._copy_output))
@@ -153,7 +154,8 @@ class Session:
             from .remote import RemoteNetwork
 
             library = self._library_file or self._library
-            self._remotes[address] = RemoteNetwork(address, library, self.manifest)
+            data = None if self._weights is None else self._weights.data
+            self._remotes[address] = RemoteNetwork(address, library, self.manifest, data)
         return self._remotes[address]
 
     @property
@@ -177,8 +179,8 @@ class Session:
         """Write the network to a directory that `tvm_pivot.load` reads, or to one file where the
         name ends in ``.pivot``: a zip archive of that directory.
 
-        The directory has the library, a manifest, a runtime in C and a README. Linking needs a C
-        compiler, unless the session was itself loaded.
+        The directory has the library, its weights, a manifest, a runtime in C and a README.
+        Linking needs a C compiler, unless the session was itself loaded.
 
         Returns:
             The path written.
@@ -188,17 +190,18 @@ class Session:
         """
         from . import artifact
 
-        return artifact.save(path, self._library_file or self._library, self.manifest)
+        data = None if self._weights is None else self._weights.data
+        return artifact.save(path, self._library_file or self._library, self.manifest, data)
 
-    def virtual_machine(self) -> Any:
-        """A Relax virtual machine of its own for the network, for tools that watch its steps.
+    def virtual_machine(self) -> VirtualMachine:
+        """A virtual machine of its own for the network, for tools that watch its steps.
 
-        It is a `tvm_ffi.Module` and shares the weights; its ``main`` takes tensors in the order
-        of `inputs` and runs on the calling thread's TVM pool, which `run` sets to `threads`.
+        It shares the weights, takes tensors in the order of `inputs` and runs on the calling
+        thread's TVM pool, which `run` sets to `threads`.
         """
         if self._arch is not None:
             cuda_runtime.check(self._arch)
-        return runtime.start(self._module, self._arch is not None)
+        return VirtualMachine(self._module, self._weights, cuda=self._arch is not None)
 
     def _new_runner(self) -> _Runner:
         if self._elsewhere is not None:
@@ -229,22 +232,27 @@ class Session:
             raise InputError(f"input {', '.join(missing)} is missing; {expected}")
         return (*args, *(named[name] for name in names[len(args) :]))
 
-    def _shared_outputs(self, first: Sequence[Any], second: Sequence[Any]) -> tuple[bool, ...]:
+    def _shared_outputs(
+        self, results: Sequence[Any], inputs: Sequence[Any], runner: _Runner
+    ) -> tuple[bool, ...]:
         """Which outputs are memory that is not theirs alone and must be copied for the user: an
         input, a constant of the network, or another output.
 
-        Found by running twice, on the first run only, while holding both results: a fresh
-        output is at a new place the second time.
+        Where the library holds its weights, constants are found by running again while holding
+        the results: a fresh output is at a new place then. That is on the first run only.
         """
-        if len(first) != len(self.outputs):
+        if len(results) != len(self.outputs):
             raise PivotError(
-                f"the library returns {len(first)} outputs, its manifest says {len(self.outputs)}"
+                f"the library returns {len(results)} outputs, its manifest says {len(self.outputs)}"
             )
-        seen = {_address(np.from_dlpack(tensor)) for tensor in first}
+        seen = set(map(_place, inputs))
+        if self._weights is None:
+            seen.update(map(_place, results))
+            results = runner.call(inputs)
         shared = []
-        for tensor in second:
-            address = _address(np.from_dlpack(tensor))
-            shared.append(address in seen)
+        for address in map(_place, results):
+            constant = self._weights is not None and address in self._weights
+            shared.append(constant or address in seen)
             seen.add(address)
         return tuple(shared)
 
@@ -254,14 +262,10 @@ class _Runner:
 
     __slots__ = ("_main", "_vm", "slots")
 
-    def __init__(self, machine: Any, inputs: Sequence[TensorSpec], on_gpu: bool) -> None:
-        self._vm = machine
-        try:
-            self._main = self._vm["main"]
-            arity = self._vm["get_function_arity"]("main")
-        except (AttributeError, RuntimeError) as e:
-            raise PivotError(f"the library has no function 'main': {e}") from e
-        if arity != len(inputs):
+    def __init__(self, machine: VirtualMachine, inputs: Sequence[TensorSpec], on_gpu: bool) -> None:
+        self._vm, self._main = machine, machine.run
+        arity = machine.arity
+        if arity not in (None, len(inputs)):
             raise PivotError(f"the library takes {arity} inputs, its manifest says {len(inputs)}")
         self.slots = [(_GpuSlot if on_gpu else _Slot)(spec) for spec in inputs]
 
@@ -302,9 +306,9 @@ class _Slot:
             x.nbytes > _ALWAYS_COPY_BYTES
             and x.flags.c_contiguous
             and x.flags.writeable  # NumPy does not lend read-only memory
-            and _address(x) % _ALIGNMENT == 0
+            and _address(x) % ALIGNMENT == 0
         ):
-            return _ffi.from_dlpack(x, require_alignment=_ALIGNMENT, require_contiguous=True)
+            return as_tensor(x)
         if self._view is None:
             self._tensor = runtime.empty(self.shape, self.spec.dtype)
             self._view = np.from_dlpack(self._tensor)
@@ -358,6 +362,10 @@ def _to_numpy(tensor: Any, copy: bool) -> Array:
     array: Array = np.from_dlpack(tensor)
     # NumPy 1.x hands out DLPack memory read-only.
     return array.copy() if copy or not array.flags.writeable else array
+
+
+def _place(tensor: Any) -> int:
+    return _address(np.from_dlpack(tensor))
 
 
 def _address(array: Array) -> int:

@@ -237,7 +237,7 @@ def runner(net: tvm_pivot.Session) -> Callable[[], Any]:
     """A run of ours whose input lies on the device."""
     (spec,) = net.inputs
     x = np.random.default_rng(0).standard_normal(spec.shape).astype(spec.numpy_dtype())
-    tensor, run = DeviceSlot(spec).fill(x), net.virtual_machine()["main"]
+    tensor, run = DeviceSlot(spec).fill(x), net.virtual_machine().run
     return lambda: run(tensor)
 
 

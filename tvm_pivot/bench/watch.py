@@ -22,6 +22,7 @@ import tvm_ffi
 
 from ..errors import PivotError
 from ..session import Session
+from ..virtual_machine import VirtualMachine, Weights
 from .reference import make_inputs
 from .runtimes.arrays import aligned_copy
 from .runtimes.protocol import Port
@@ -74,14 +75,15 @@ class Watch:
         self._tensors = [tvm.runtime.tensor(array) for array in self._inputs]
         session.run(*self._inputs)  # sets this thread's pool
         machine = session.virtual_machine()
-        self._main = machine["main"]
+        self._main = machine.run
         events = self._observe(machine)
         # Of a call that makes no other, the event that follows its beginning is its end.
         self._begins = [i for i, (a, b) in enumerate(pairwise(events)) if a.before and not b.before]
         self._events = len(events)
-        self.calls = _calls([events[i] for i in self._begins], self._tensors, events)
+        begins = [events[i] for i in self._begins]
+        self.calls = _calls(begins, self._tensors, events, machine.weights)
         self._stamps: list[float] = []
-        machine.set_instrument(_clock(self._stamps))
+        machine.module.set_instrument(_clock(self._stamps))
         self._times: list[list[float]] = []
 
     def run(self) -> float:
@@ -115,7 +117,7 @@ class Watch:
         """Seconds of each of `calls` in each of the last `runs` runs."""
         return list(zip(*self._times[-runs:], strict=True))
 
-    def _observe(self, machine: Any) -> list[_Event]:
+    def _observe(self, machine: VirtualMachine) -> list[_Event]:
         """Every beginning and end of a call in one run."""
         events: list[_Event] = []
 
@@ -124,7 +126,7 @@ class Watch:
             sizes = {t.data_ptr(): _bytes(t) for t in tensors if isinstance(t, tvm.runtime.Tensor)}
             events.append(_Event(str(name), bool(before), sizes))
 
-        machine.set_instrument(note)
+        machine.module.set_instrument(note)
         self._main(*self._tensors)
         return events
 
@@ -139,18 +141,25 @@ class _Event:
 
 
 def _calls(
-    begins: Sequence[_Event], inputs: Sequence[Any], events: Sequence[_Event]
+    begins: Sequence[_Event],
+    inputs: Sequence[Any],
+    events: Sequence[_Event],
+    weights: Weights | None,
 ) -> tuple[Call, ...]:
-    """What is neither an input nor any call's result (a kernel's output is one of the calls that
-    allocate) is a constant."""
+    """Where the library holds its weights, they are what is neither an input nor any call's result
+    (a kernel's output is one of the calls that allocate)."""
     made = {tensor.data_ptr() for tensor in inputs}
     made.update(address for event in events if not event.before for address in event.tensors)
     calls = []
     for event in begins:
-        constants = {at: size for at, size in event.tensors.items() if at not in made}
-        weights = sum(constants.values())
-        activations = sum(event.tensors.values()) - weights
-        calls.append(Call(event.function, weights, activations, constants))
+        constants = {
+            at: size
+            for at, size in event.tensors.items()
+            if (at not in made if weights is None else at in weights)
+        }
+        held = sum(constants.values())
+        activations = sum(event.tensors.values()) - held
+        calls.append(Call(event.function, held, activations, constants))
     return tuple(calls)
 
 

@@ -52,6 +52,13 @@ typedef struct Thing {
     Type type;
 } Thing;
 
+/* One function of TVM's virtual machine; its first registers are its parameters. */
+typedef struct {
+    uint64_t first, last; /* of its instructions; `last` 0: there is none */
+    uint64_t parameters, registers;
+    uint64_t weights; /* parameters whose names begin with "w", as those of `bind` do */
+} Function;
+
 typedef struct pivot_pool pivot_pool;
 
 struct pivot_network {
@@ -61,9 +68,11 @@ struct pivot_network {
     char **functions;
     Thing *constants, *registers;
     int64_t *places, *words; /* where instructions begin, and what they are made of */
-    uint64_t function_count, constant_count, register_count, place_count, word_count, first, last;
+    uint64_t function_count, constant_count, register_count, place_count, word_count;
+    Function main, bind; /* `bind` gives `main` its last arguments */
+    Thing *bound;
     Call *calls;
-    int call_count, inputs, outputs;
+    int call_count, bound_count, inputs, outputs;
     pivot_tensor *input, *output;
     jmp_buf failed;
 };
@@ -82,6 +91,8 @@ Tensor *pivot_new_tensor(pivot_network *net, int64_t ndim, const int64_t *shape,
 
 /* Read the library's tables into the network. */
 void pivot_read_tables(pivot_network *net);
+/* Fill the first parameters of `bind` from the file of weights beside the library. */
+void pivot_read_weights(pivot_network *net, const char *library);
 /* Give a loaded library what its kernels call. */
 void pivot_connect(pivot_network *net);
 

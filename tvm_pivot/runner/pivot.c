@@ -131,6 +131,29 @@ static Thing make_tensor(const Step *step)
     return (Thing){.sort = IS_TENSOR, .tensor = tensor};
 }
 
+/* (tensor of bytes, shape, type, offset) */
+static Thing view(const Step *step)
+{
+    Tensor *bytes = argument_of(step, 0, IS_TENSOR).tensor;
+    Thing shape = argument_of(step, 1, IS_SHAPE), type = argument_of(step, 2, IS_TYPE);
+    if (bytes->ndim != 1 || bytes->type.bits != 8 || argument_of(step, 3, IS_NUMBER).count ||
+        bytes_of(step, shape, type.type) > (uint64_t)bytes->shape[0])
+        FAIL(step->net, "a tensor does not fit its memory");
+    Tensor *tensor =
+        pivot_new_tensor(step->net, shape.count, shape.shape, type.type, bytes->data);
+    return (Thing){.sort = IS_TENSOR, .tensor = tensor};
+}
+
+/* (main, ...): what `main` takes last */
+static Thing bind(const Step *step)
+{
+    pivot_network *net = step->net;
+    net->bound_count = step->count > 0 ? (int)step->count - 1 : 0;
+    net->bound = pivot_keep(net, (uint64_t)net->bound_count * sizeof *net->bound);
+    for (int i = 0; i < net->bound_count; i++) net->bound[i] = argument_of(step, i + 1, IS_TENSOR);
+    return nothing(step);
+}
+
 /* (tensor, shape) */
 static Thing reshape(const Step *step)
 {
@@ -161,6 +184,8 @@ static const struct {
     {"vm.builtin.match_shape", check_shape},
     {"vm.builtin.alloc_storage", get_memory},
     {"vm.builtin.alloc_tensor", make_tensor},
+    {"runtime.TVMTensorCreateView", view},
+    {"vm.builtin.make_closure", bind},
     {"vm.builtin.reshape", reshape},
     {"vm.builtin.copy", same},
     {"vm.builtin.make_tuple", make_tuple},
@@ -214,23 +239,41 @@ static void plan_outputs(pivot_network *net, Thing result)
         if (net->input[i].data == NULL) FAIL(net, "the shape of an input is not known");
 }
 
-static void plan(pivot_network *net)
+/* Go through a function whose parameters are in the registers, and give what it returns. */
+static Thing plan_function(pivot_network *net, const Function *function)
 {
-    net->registers = pivot_keep(net, net->register_count * sizeof *net->registers);
-    net->input = pivot_keep(net, (uint64_t)net->inputs * sizeof *net->input);
-    net->calls = pivot_keep(net, net->place_count * sizeof *net->calls);
-    for (uint64_t i = net->first; i < net->last && i < net->place_count; i++) {
+    for (uint64_t i = function->first; i < function->last && i < net->place_count; i++) {
         uint64_t at = (uint64_t)net->places[i];
         if (at + 2 > net->word_count) break;
         const int64_t *words = net->words + at;
-        if (words[0] == RETURN) {
-            plan_outputs(net, *register_of(net, words[1]));
-            return;
-        }
+        if (words[0] == RETURN)
+            return words[1] < SPECIAL ? *register_of(net, words[1]) : (Thing){.sort = NOTHING};
         if (words[0] != CALL) FAIL(net, "it has branches, which need TVM's runtime");
         plan_call(net, words, net->word_count - at);
     }
     FAIL(net, "it is damaged");
+}
+
+static void new_registers(pivot_network *net, const Function *function)
+{
+    net->register_count = function->registers;
+    net->registers = pivot_keep(net, function->registers * sizeof *net->registers);
+}
+
+static void plan(pivot_network *net, const char *library)
+{
+    net->calls = pivot_keep(net, net->place_count * sizeof *net->calls);
+    if (net->bind.last) {
+        new_registers(net, &net->bind);
+        plan_function(net, &net->bind);
+        pivot_read_weights(net, library);
+    }
+    new_registers(net, &net->main);
+    net->inputs = (int)net->main.parameters - net->bound_count;
+    if (net->inputs < 0) FAIL(net, "it is damaged");
+    net->input = pivot_keep(net, (uint64_t)net->inputs * sizeof *net->input);
+    for (int i = 0; i < net->bound_count; i++) net->registers[net->inputs + i] = net->bound[i];
+    plan_outputs(net, plan_function(net, &net->main));
 }
 
 /* 0 if the loaded library can be used. */
@@ -243,7 +286,7 @@ static int prepare(pivot_network *net, const char *library)
         return -1;
     }
     pivot_read_tables(net);
-    plan(net);
+    plan(net, library);
     pivot_connect(net);
     return 0;
 }

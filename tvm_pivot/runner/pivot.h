@@ -23,8 +23,8 @@ typedef struct {
     int32_t item_bytes;
 } pivot_tensor;
 
-/* Load a library that tvm_pivot exported; `threads` counts the caller, 0 means one for each core.
- * NULL if that fails: see `pivot_error`. */
+/* Load a library that tvm_pivot exported, and `weights.bin` from beside it; `threads` counts the
+ * caller, 0 means one for each core. NULL if that fails: see `pivot_error`. */
 pivot_network *pivot_open(const char *library, int threads);
 
 /* Compute the outputs from what is in the inputs. 0 if it went well. */

@@ -1,15 +1,15 @@
-/* Reads what TVM's virtual machine would execute: tables of functions, constants, instructions.
- *
- * They are one block of data in the library. Its format is that of TVM 0.27. */
+/* Reads what TVM's virtual machine would execute: tables of functions, constants, instructions,
+ * which are one block of data in the library, in the format of TVM 0.27; and the weights. */
 #define _POSIX_C_SOURCE 200809L
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "internal.h"
 
 static const uint64_t MAGIC = 0xD225DE2F4214151Eu;
-enum { MOST_REGISTERS = 1 << 24, MOST_DIMENSIONS = 32 };
+enum { BYTECODE = 1, MOST_REGISTERS = 1 << 24, MOST_DIMENSIONS = 32 };
 
 typedef struct Memory {
     struct Memory *next;
@@ -136,21 +136,31 @@ static Thing get_constant(Reader *from)
     }
 }
 
+static Function get_function(Reader *from)
+{
+    Function found = {0};
+    found.first = (uint64_t)get(from, 8);
+    found.last = (uint64_t)get(from, 8);
+    found.parameters = (uint64_t)get(from, 8);
+    found.registers = (uint64_t)get(from, 8);
+    for (uint64_t left = get_count(from, 8); left; left--) found.weights += *get_text(from) == 'w';
+    return found;
+}
+
 static void get_functions(Reader *from)
 {
     pivot_network *net = from->net;
     net->function_count = get_count(from, 8);
     net->functions = pivot_keep(net, net->function_count * sizeof *net->functions);
     for (uint64_t i = 0; i < net->function_count; i++) {
-        get(from, 4); /* its kind */
-        net->functions[i] = get_text(from);
-        uint64_t first = (uint64_t)get(from, 8), last = (uint64_t)get(from, 8);
-        uint64_t inputs = (uint64_t)get(from, 8), registers = (uint64_t)get(from, 8);
-        for (uint64_t left = get_count(from, 8); left; left--) get_text(from);
-        if (strcmp(net->functions[i], "main")) continue;
-        if (inputs > registers || registers > MOST_REGISTERS) FAIL(net, "it is damaged");
-        net->first = first, net->last = last, net->register_count = registers;
-        net->inputs = (int)inputs;
+        int kind = (int)get(from, 4);
+        char *name = net->functions[i] = get_text(from);
+        Function found = get_function(from);
+        if (kind != BYTECODE) continue; /* the rest of it means nothing */
+        if (found.parameters > found.registers || found.registers > MOST_REGISTERS)
+            FAIL(net, "it is damaged");
+        if (!strcmp(name, "main")) net->main = found;
+        if (!strcmp(name, "bind")) net->bind = found;
     }
 }
 
@@ -192,4 +202,35 @@ void pivot_read_tables(pivot_network *net)
         get_executable(&inside);
     }
     if (net->words == NULL) FAIL(net, "it has no network");
+}
+
+/* One behind the other, each from the next multiple of 64 bytes on. */
+static int fill_weights(const pivot_network *net, FILE *file)
+{
+    long end = 0;
+    for (uint64_t i = 0; i < net->bind.weights; i++) {
+        const Tensor *tensor = net->registers[i].tensor;
+        size_t bytes = (tensor->type.bits + 7u) / 8u;
+        for (int32_t d = 0; d < tensor->ndim; d++) bytes *= (size_t)tensor->shape[d];
+        if (fseek(file, end, SEEK_SET) || fread(tensor->data, 1, bytes, file) != bytes) return -1;
+        end += (long)((bytes + 63) / 64 * 64);
+    }
+    return fseek(file, 0, SEEK_END) || ftell(file) != end ? -1 : 0;
+}
+
+void pivot_read_weights(pivot_network *net, const char *library)
+{
+    const char *name = "weights.bin", *slash = strrchr(library, '/');
+    size_t folder = slash ? (size_t)(slash - library) + 1 : 0;
+    char *path = pivot_keep(net, folder + strlen(name) + 1);
+    memcpy(path, library, folder);
+    strcpy(path + folder, name);
+    for (uint64_t i = 0; i < net->bind.weights; i++)
+        if (i >= net->register_count || net->registers[i].sort != IS_TENSOR)
+            FAIL(net, "it is damaged");
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) FAIL(net, "%s cannot be read", path);
+    int wrong = fill_weights(net, file);
+    fclose(file);
+    if (wrong) FAIL(net, "%s is not of this network", path);
 }
