@@ -307,3 +307,11 @@ def test_a_session_without_its_weights_is_refused() -> None:
     net = network()
     with pytest.raises(PivotError, match="weights"):
         Session(net._library, net.manifest)
+
+
+def test_a_network_may_need_no_memory(tmp_path: Path) -> None:
+    net = layers(lambda _, x: relax.op.nn.relu(x), (1, 16))
+    assert net.manifest.memory == Memory((), ())
+    x = np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 16)
+    for path in (tmp_path / "net.pivot", tmp_path / "net"):
+        np.testing.assert_array_equal(tvm_pivot.load(net.export(path)).run(x), np.maximum(x, 0))

@@ -226,3 +226,19 @@ def test_gpus_come_without_it() -> None:
 
     manifest = tiny.manifest([], [], resolve("h100"))
     assert list(deployment.files(manifest)) == ["README.md"]
+
+
+def test_weights_that_are_not_the_networks_are_refused(program: Path, tmp_path: Path) -> None:
+    net = layers()
+    np.save(tmp_path / "x0.npy", np.ones(net.inputs[0].shape, np.float32))
+    folder = net.export(tmp_path / "net")
+    weights = (folder / "weights.bin").read_bytes()
+    for data in (weights[:-64], weights + bytes(64), b""):
+        (folder / "weights.bin").write_bytes(data)
+        done = call(program, folder / "lib.so", "x0.npy", folder=tmp_path)
+        assert done.returncode == 1
+        assert "weights.bin is not of this network" in done.stderr
+    (folder / "weights.bin").unlink()
+    done = call(program, folder / "lib.so", "x0.npy", folder=tmp_path)
+    assert done.returncode == 1
+    assert "weights.bin cannot be read" in done.stderr
