@@ -60,19 +60,6 @@ class Manifest:
         made_with = runtime.tvm_version()
         return cls(name, package, made_with, target, features, inputs, outputs, report, memory)
 
-    def to_json(self, *, indent: int | None = None) -> str:
-        """The manifest as JSON text; `from_json` reads it back to an equal manifest."""
-        return schema.dumps(self, indent=indent)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Manifest:
-        """The manifest `to_json` wrote.
-
-        Raises:
-            ArtifactError: the text is not such JSON; the message names the place.
-        """
-        return schema.loads(cls, text)
-
 
 @dataclass(frozen=True)
 class Document:

@@ -74,6 +74,7 @@ class Session:
         self.report: Report = manifest.report
         self._library = library
         self._library_file = library_file
+        self._weights_data = weights
         self._weights = bound(manifest.memory, weights)
         self._elsewhere = cannot_run(manifest.target)
         self._module = None if self._elsewhere else runtime.link(library)
@@ -154,8 +155,8 @@ class Session:
             from .remote import RemoteNetwork
 
             library = self._library_file or self._library
-            data = None if self._weights is None else self._weights.data
-            self._remotes[address] = RemoteNetwork(address, library, self.manifest, data)
+            weights = self._weights_data
+            self._remotes[address] = RemoteNetwork(address, library, self.manifest, weights)
         return self._remotes[address]
 
     @property
@@ -190,8 +191,8 @@ class Session:
         """
         from . import artifact
 
-        data = None if self._weights is None else self._weights.data
-        return artifact.save(path, self._library_file or self._library, self.manifest, data)
+        library = self._library_file or self._library
+        return artifact.save(path, library, self.manifest, self._weights_data)
 
     def virtual_machine(self) -> VirtualMachine:
         """A virtual machine of its own for the network, for tools that watch its steps.
