@@ -133,7 +133,8 @@ def _write_file(path: Path, library: Path, weights: Bytes | None, texts: Mapping
             ):
                 shutil.copyfileobj(source, sink, _CHUNK)
             if weights is not None:
-                member = _member(_WEIGHTS, zipfile.ZIP_STORED)  # they hardly get smaller
+                # Inflating them would take longer than all else that loading does.
+                member = _member(_WEIGHTS, zipfile.ZIP_STORED)
                 large = weights.nbytes >= 1 << 31
                 with archive.open(member, "w", force_zip64=large) as sink:
                     sink.write(weights.data)
