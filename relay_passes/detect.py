@@ -24,6 +24,7 @@ from ..windows import count_steps
 from .cuda_layers import cuda_cycles, fits_tensor_cores
 from .layers import Layer, Plan, PlannedLayer, find_layers, laid_out, rows_problem
 from .pivot_layer import SearchTime, pivoted_plans
+from .split_tokens import split_tokens
 
 # A sparse plan must promise at least this much: what the prediction is off by, about.
 MARGIN = 0.9
@@ -47,7 +48,7 @@ def detect(
         pivot_seconds: for the general search for orders of rows, in all layers together.
     """
     seconds, planned = SearchTime(pivot_seconds), list[PlannedLayer]()
-    for layer in find_layers(mod):
+    for layer in split_tokens(list(find_layers(mod)), target):
         # The steps of an unrolled recurrent layer have the same weights.
         known = next((p for p in reversed(planned) if _alike(p.layer, layer)), None)
         found = plan_layer(layer, target, sparse, seconds) if known is None else known

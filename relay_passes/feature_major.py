@@ -4,22 +4,33 @@ The planes kernel reads and writes that layout, so elements move only where a ne
 row-major tensor enters or leaves a chain of dense layers and of operators that can do with any
 order of the axes: elementwise ones, normalisation, and all of an attention. There
 `reshape` and `permute_dims` mostly give the same memory new names.
+
+Layers whose rows are in parts (see `split_tokens`) have [part, features, rows of the part].
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 from tvm import relax
 from tvm.ir import Call, Expr, Var
 
 from ..targets import PivotTarget
-from .axis_order import Order, permuted, reshaped, row_major, transposition
+from .axis_order import (
+    Shape,
+    Storage,
+    cut_like,
+    extents,
+    in_own_order,
+    joined,
+    permuted,
+    reshaped,
+    row_major,
+    transposition,
+)
 from .graph import Rewriter, array_of, constant, dtype_of, ints, op_name, static_shape, uniform
-
-Shape = tuple[int, ...]
 
 # Softmax over an axis that is not contiguous reads a tile of columns, of four vectors each, three
 # times. Up to this share of the level-2 cache that costs less than the transposes it saves.
@@ -39,10 +50,10 @@ ELEMENTWISE = frozenset(
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor as it lies in memory: `value` has the axes in `order`, outermost first."""
+    """A tensor as it lies in memory: `value` has the extents of the pieces of `storage`."""
 
     value: Expr
-    order: Order
+    storage: Storage
 
 
 @dataclass
@@ -54,27 +65,32 @@ class FeatureMajor:
     Attributes:
         target: the machine; sums leave the order if its contiguous axis fills no vector.
         stored: how each tensor lies in memory.
-        matrices: tensors as [features, rows], where one has been asked for.
+        matrices: tensors as [parts, features, rows], by their parts, where one has been asked for.
     """
 
     target: PivotTarget
     stored: dict[Expr, _Stored] = field(default_factory=dict)
-    matrices: dict[Expr, Expr] = field(default_factory=dict)
+    matrices: dict[tuple[Expr, int], Expr] = field(default_factory=dict)
 
-    def record(self, rw: Rewriter, matrix: Expr, shape: Shape) -> Expr:
-        """The row-major tensor of `shape` [..., features] that `matrix` [features, rows] holds."""
-        order = _features_first(shape)
-        x = _bind(self, rw, rw.reshape(matrix, _extents(shape, order)), order, shape)
-        self.matrices[x] = matrix
+    def record(self, rw: Rewriter, matrix: Expr, shape: Shape, parts: int) -> Expr:
+        """The row-major tensor of `shape` [..., features] that `matrix` [parts, features, rows]
+        holds.
+        """
+        storage = features_first(shape, parts)
+        assert storage is not None
+        x = _bind(self, rw, rw.reshape(matrix, extents(storage)), storage, shape)
+        self.matrices[x, parts] = matrix
         return x
 
-    def of(self, rw: Rewriter, x: Expr) -> Expr:
-        """The [features, rows] form of a tensor [..., features]."""
-        if x not in self.matrices:
+    def of(self, rw: Rewriter, x: Expr, parts: int) -> Expr:
+        """The [parts, features, rows] form of a tensor [..., features]."""
+        if (x, parts) not in self.matrices:
             shape = _shape(x)
-            moved = _in_order(self, rw, x, _features_first(shape))
-            self.matrices[x] = rw.reshape(moved, (shape[-1], int(np.prod(shape[:-1]))))
-        return self.matrices[x]
+            storage = features_first(shape, parts)
+            assert storage is not None
+            matrix = (parts, shape[-1], math.prod(shape[:-1]) // parts)
+            self.matrices[x, parts] = rw.reshape(_in_order(self, rw, x, storage), matrix)
+        return self.matrices[x, parts]
 
     def fits_columns(self, extent: int) -> bool:
         """Whether softmax over an axis of `extent` elements, not the contiguous one, is fast."""
@@ -91,7 +107,7 @@ class FeatureMajor:
         name = op_name(value)
         rule = _elementwise if name in ELEMENTWISE else _RULES.get(name)
         found = None if rule is None else rule(self, rw, value, shape)
-        return value if found is None else _bind(self, rw, found.value, found.order, shape)
+        return value if found is None else _bind(self, rw, found.value, found.storage, shape)
 
 
 def _shape(x: Expr) -> Shape:
@@ -100,24 +116,23 @@ def _shape(x: Expr) -> Shape:
     return shape
 
 
-def _extents(shape: Shape, order: Order) -> Shape:
-    return tuple(shape[axis] for axis in order)
+def features_first(shape: Shape, parts: int) -> Storage | None:
+    """The storage of a tensor [..., features] as [parts, features, rows]; None if there is none."""
+    cut = (parts, math.prod(shape[:-1]) // parts, shape[-1])
+    part, row, feature = (tuple(p for p in row_major(cut) if p.axis == i) for i in range(3))
+    return reshaped((*part, *feature, *row), cut, shape)
 
 
-def _features_first(shape: Shape) -> Order:
-    *lead, features = range(len(shape))
-    return tuple(axis for axis in (features, *lead) if shape[axis] != 1)
-
-
-def _permute(rw: Rewriter, x: Expr, old: Order, new: Order) -> Expr:
+def _permute(rw: Rewriter, x: Expr, old: Storage, new: Storage) -> Expr:
     return x if old == new else rw.emit(relax.op.permute_dims(x, transposition(old, new)))
 
 
-def _bind(known: FeatureMajor, rw: Rewriter, value: Expr, order: Order, shape: Shape) -> Expr:
-    """The row-major tensor of `shape` that `value` holds, its axes in `order`."""
-    x = rw.reshape(_permute(rw, value, order, row_major(shape)), shape)
-    if order != row_major(shape):
-        known.stored[x] = _Stored(value, order)
+def _bind(known: FeatureMajor, rw: Rewriter, value: Expr, storage: Storage, shape: Shape) -> Expr:
+    """The row-major tensor of `shape` that `value` holds."""
+    own = in_own_order(storage)
+    x = rw.reshape(_permute(rw, value, storage, own), shape)
+    if storage != own:
+        known.stored[x] = _Stored(value, storage)
     return x
 
 
@@ -125,22 +140,34 @@ def _as_stored(known: FeatureMajor, rw: Rewriter, x: Expr) -> _Stored:
     """How a tensor lies in memory, row-major ones included."""
     if x in known.stored:
         return known.stored[x]
-    order = row_major(_shape(x))
-    return _Stored(rw.reshape(x, _extents(_shape(x), order)), order)
+    storage = row_major(_shape(x))
+    return _Stored(rw.reshape(x, extents(storage)), storage)
 
 
-def _in_order(known: FeatureMajor, rw: Rewriter, x: Expr, order: Order) -> Expr:
-    """A tensor with its axes in `order`; elements move unless it is stored so."""
-    stored = _as_stored(known, rw, x)
-    return _permute(rw, stored.value, stored.order, order)
+def _cut_like(rw: Rewriter, x: _Stored, other: Storage) -> _Stored | None:
+    """The same memory, cut wherever `other` is cut; None if the pieces do not divide."""
+    storage = cut_like(x.storage, other)
+    return None if storage is None else _Stored(rw.reshape(x.value, extents(storage)), storage)
+
+
+def _in_order(known: FeatureMajor, rw: Rewriter, x: Expr, storage: Storage) -> Expr:
+    """A tensor as it lies in memory in `storage`; elements move unless it is stored so."""
+    stored = _cut_like(rw, _as_stored(known, rw, x), storage)
+    if stored is None:
+        whole = row_major(_shape(x))
+        stored = _cut_like(rw, _Stored(rw.reshape(x, extents(whole)), whole), storage)
+    assert stored is not None
+    new = cut_like(storage, stored.storage)
+    assert new is not None
+    return rw.reshape(_permute(rw, stored.value, stored.storage, new), extents(storage))
 
 
 def _elementwise(known: FeatureMajor, rw: Rewriter, call: Call, shape: Shape) -> _Stored | None:
     """All operands of full size in one order; smaller ones, that broadcast, are brought there."""
     full = [a for a in call.args if isinstance(a, Var) and static_shape(a) == shape]
-    orders = {known.stored[a].order if a in known.stored else None for a in full}
-    order = orders.pop() if len(orders) == 1 else None
-    if order is None:
+    storages = {known.stored[a].storage if a in known.stored else None for a in full}
+    storage = storages.pop() if len(storages) == 1 else None
+    if storage is None:
         return None
     args = []
     for arg in call.args:
@@ -148,43 +175,44 @@ def _elementwise(known: FeatureMajor, rw: Rewriter, call: Call, shape: Shape) ->
             args.append(arg)
         elif any(arg.same_as(other) for other in full):
             args.append(known.stored[arg].value)
-        elif int(np.prod(_shape(arg))) == int(np.prod(shape)):
+        elif math.prod(_shape(arg)) == math.prod(shape):
             return None  # it would cost as much to reorder as the result
         else:
-            args.append(_broadcast(known, rw, arg, shape, order))
-    return _Stored(rw.emit(Call(call.op, args, call.attrs, list(call.ty_args))), order)
+            args.append(_broadcast(known, rw, arg, shape, storage))
+    return _Stored(rw.emit(Call(call.op, args, call.attrs, list(call.ty_args))), storage)
 
 
-def _broadcast(known: FeatureMajor, rw: Rewriter, arg: Expr, shape: Shape, order: Order) -> Expr:
-    """An operand smaller than the result of `shape`, broadcasting in that order of its axes."""
+def _broadcast(
+    known: FeatureMajor, rw: Rewriter, arg: Expr, shape: Shape, storage: Storage
+) -> Expr:
+    """An operand smaller than the result of `shape`, broadcasting in that storage."""
     if uniform(arg) is not None and _shape(arg) == ():
         return arg
     own = _shape(arg)
     padded = (1,) * (len(shape) - len(own)) + own
-    extents = _extents(padded, order)
-    axes = tuple(axis for axis in order if padded[axis] != 1)
+    kept = tuple(piece for piece in storage if padded[piece.axis] != 1)
+    spread = tuple(piece.extent if padded[piece.axis] != 1 else 1 for piece in storage)
     array = array_of(arg)
     if array is not None:
-        moved = array.reshape(_extents(padded, row_major(padded)))
-        moved = moved.transpose(transposition(row_major(padded), axes))
-        return constant(moved.reshape(extents))
-    arg = rw.reshape(arg, padded)
-    return rw.reshape(_in_order(known, rw, arg, axes), extents)
+        rows = in_own_order(kept)
+        moved = array.reshape(extents(rows)).transpose(transposition(rows, kept))
+        return constant(moved.reshape(spread))
+    return rw.reshape(_in_order(known, rw, rw.reshape(arg, padded), kept), spread)
 
 
 def _permute_dims(known: FeatureMajor, rw: Rewriter, call: Call, shape: Shape) -> _Stored | None:
     stored = known.stored[call.args[0]]
     axes = ints(call.attrs.axes) if call.attrs.axes else tuple(range(len(shape)))[::-1]
-    return _Stored(stored.value, permuted(stored.order, axes))
+    return _Stored(stored.value, permuted(stored.storage, axes))
 
 
 def _reshaped(known: FeatureMajor, rw: Rewriter, call: Call, shape: Shape) -> _Stored | None:
     x = call.args[0]
     stored = known.stored[x]
-    order = reshaped(stored.order, _shape(x), shape)
-    if order is None:
+    storage = reshaped(stored.storage, _shape(x), shape)
+    if storage is None:
         return None
-    return _Stored(rw.reshape(stored.value, _extents(shape, order)), order)
+    return _Stored(rw.reshape(stored.value, extents(storage)), storage)
 
 
 def _matmul(known: FeatureMajor, rw: Rewriter, call: Call, shape: Shape) -> _Stored | None:
@@ -201,58 +229,109 @@ def _matmul(known: FeatureMajor, rw: Rewriter, call: Call, shape: Shape) -> _Sto
     if not _shape(a)[:-2] == _shape(b)[:-2] == shape[:-2]:
         return None
     row, column, summed = rank - 2, rank - 1, rank
-    left, right = _as_stored(known, rw, a), _as_stored(known, rw, b)
-    left_axes = tuple({column: summed}.get(axis, axis) for axis in left.order)
-    right_axes = tuple({row: summed}.get(axis, axis) for axis in right.order)
-    if summed not in left_axes or row not in left_axes or column not in right_axes:
+    pair = _as_stored(known, rw, a), _as_stored(known, rw, b)
+    factors = _cut_alike(
+        rw, *(_renamed(x, axis, summed) for x, axis in zip(pair, (column, row), strict=True))
+    )
+    if factors is None:
         return None
-    by_row, by_column = left_axes[-1] == row, right_axes[-1] == column
+    left, right = factors
+    rows, columns = _of_axis(left.storage, row), _of_axis(right.storage, column)
+    if not (rows and columns and _of_axis(left.storage, summed)):
+        return None
+    by_row, by_column = left.storage[-1] == rows[-1], right.storage[-1] == columns[-1]
     if by_row and (not by_column or known.fits_columns(shape[column])):
-        order = (*(axis for axis in right_axes if axis != summed), row)
+        storage = _product_storage(left.storage, rows, right.storage, columns, summed)
     elif by_column:
-        order = (*(axis for axis in left_axes if axis != summed), column)
+        storage = _product_storage(right.storage, columns, left.storage, rows, summed)
     else:
         return None
-    if shape[order[-1]] < known.target.lanes:
+    if storage[-1].extent < known.target.lanes:
         return None
-    terms = f"{_letters(left_axes)},{_letters(right_axes)}->{_letters(order)}"
-    return _Stored(rw.emit(relax.op.einsum((left.value, right.value), terms)), order)
+    pieces = dict.fromkeys((*left.storage, *right.storage))
+    letters = {piece: chr(ord("a") + i) for i, piece in enumerate(pieces)}
+    terms = ("".join(letters[p] for p in s) for s in (left.storage, right.storage, storage))
+    value = rw.emit(relax.op.einsum((left.value, right.value), "{},{}->{}".format(*terms)))
+    return _Stored(value, storage)
 
 
-def _letters(axes: Order) -> str:
-    return "".join(chr(ord("a") + axis) for axis in axes)
+def _renamed(x: _Stored, axis: int, name: int) -> _Stored:
+    """The same with another number for an axis."""
+    storage = (p._replace(axis=name) if p.axis == axis else p for p in x.storage)
+    return _Stored(x.value, tuple(storage))
+
+
+def _cut_alike(rw: Rewriter, left: _Stored, right: _Stored) -> tuple[_Stored, _Stored] | None:
+    """Two tensors with the axes that they share in the same pieces; None if they do not divide."""
+    finer = _cut_like(rw, left, right.storage)
+    other = None if finer is None else _cut_like(rw, right, finer.storage)
+    return None if finer is None or other is None else (finer, other)
+
+
+def _of_axis(storage: Storage, axis: int) -> Storage:
+    return in_own_order(tuple(piece for piece in storage if piece.axis == axis))
+
+
+def _product_storage(
+    inner: Storage, along: Storage, outer: Storage, across: Storage, summed: int
+) -> Storage:
+    """That of a product whose contiguous piece is the last one of `along`, an axis of `inner`.
+
+    Parts of `along`, and what lies around them, come first. The rest lies as the other operand
+    does, `outer`, but for its axis `across`, whose pieces are neighbours: a softmax over it will
+    follow.
+    """
+    around = inner[: inner.index(along[0])] if len(along) > 1 else ()
+    first = (*(piece for piece in around if piece.axis != summed), *along[:-1])
+    rest = [piece for piece in outer if piece.axis != summed and piece not in first]
+    at = rest.index(across[-1])
+    before, behind = ([p for p in some if p not in across] for some in (rest[:at], rest[at:]))
+    return (*first, *before, *across, *behind, along[-1])
 
 
 def _softmax(known: FeatureMajor, rw: Rewriter, call: Call, shape: Shape) -> _Stored | None:
-    stored = known.stored[call.args[0]]
+    stored = _joined(rw, known.stored[call.args[0]])
     axis = int(call.attrs.axis) % len(shape)
-    if axis not in stored.order or shape[stored.order[-1]] < known.target.lanes:
+    place = _place(stored, axis, known.target)
+    if place is None:
         return None
-    if axis != stored.order[-1] and not known.fits_columns(shape[axis]):
+    if place != len(stored.storage) - 1 and not known.fits_columns(shape[axis]):
         return None
     softmax = relax.op.nn.softmax if op_name(call) == "nn.softmax" else relax.op.nn.log_softmax
-    return _Stored(rw.emit(softmax(stored.value, stored.order.index(axis))), stored.order)
+    return _Stored(rw.emit(softmax(stored.value, place)), stored.storage)
+
+
+def _joined(rw: Rewriter, x: _Stored) -> _Stored:
+    """The same memory in as few pieces as can be."""
+    storage = joined(x.storage)
+    return _Stored(rw.reshape(x.value, extents(storage)), storage)
+
+
+def _place(stored: _Stored, axis: int, target: PivotTarget) -> int | None:
+    """Where an axis is in memory; None if it is cut, or where no vector is full."""
+    places = [i for i, piece in enumerate(stored.storage) if piece.axis == axis]
+    return places[0] if len(places) == 1 and stored.storage[-1].extent >= target.lanes else None
 
 
 def _layer_norm(known: FeatureMajor, rw: Rewriter, call: Call, shape: Shape) -> _Stored | None:
     x, gamma, beta = call.args
     axes, attrs = [axis % len(shape) for axis in ints(call.attrs.axes)], call.attrs
-    if x not in known.stored or len(axes) != 1 or axes[0] not in known.stored[x].order:
+    if x not in known.stored or len(axes) != 1:
         return None
-    stored = known.stored[x]
-    if shape[stored.order[-1]] < known.target.lanes:
+    stored = _joined(rw, known.stored[x])
+    place = _place(stored, axes[0], known.target)
+    if place is None:
         return None
-    place = [stored.order.index(axes[0])]
     norm = relax.op.nn.layer_norm(
         stored.value,
         gamma,
         beta,
-        place,
+        [place],
         float(attrs.epsilon),
         bool(attrs.center),
         bool(attrs.scale),
     )
-    return _Stored(rw.emit(norm), stored.order)
+    return _Stored(rw.emit(norm), stored.storage)
 
 
 _RULES: dict[str, Callable[[FeatureMajor, Rewriter, Call, Shape], _Stored | None]] = {

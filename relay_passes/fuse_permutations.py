@@ -26,7 +26,7 @@ from .apply_permutations import apply_permutations
 from .channel_freedom import Index
 from .channel_groups import ChannelGroup, ChannelGroups, find_channel_groups
 from .graph import MAIN, live_bindings, op_name
-from .layers import Plan, PlannedLayer, find_layers, rows_problem
+from .layers import Layer, Plan, PlannedLayer, find_layers, rows_problem
 
 # An order must promise this much in the layers that look up; elsewhere it costs nothing.
 GAIN = 0.99
@@ -58,7 +58,12 @@ def fuse_permutations(
         return mod, list(planned)
     fused = apply_permutations(groups, choice.chosen)
     layers = {layer.name: layer for layer in find_layers(fused)}
-    return fused, [choice.moved(replace(p, layer=layers[p.layer.name])) for p in planned]
+    return fused, [choice.moved(_moved(p, layers[p.layer.name])) for p in planned]
+
+
+def _moved(planned: PlannedLayer, layer: Layer) -> PlannedLayer:
+    """A plan for the layer as it is found with its channels in another order."""
+    return replace(planned, layer=replace(layer, geometry=planned.layer.geometry))
 
 
 @dataclass(eq=False)

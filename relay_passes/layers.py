@@ -37,7 +37,8 @@ class Layer:
         op: ``"dense"`` or ``"conv2d"``.
         shape: the weight's shape, rows first: [N, K] or [O, I / groups, kh, kw].
         matrix: the weight as a matrix [N, K / groups], columns in (channel, tap) order.
-        geometry: the convolution, or a dense layer's as one: its rows are the pixels.
+        geometry: the convolution, or a dense layer's as one: its rows are the pixels, of several
+            images where they are in parts (see `split_tokens`).
     """
 
     var: Var

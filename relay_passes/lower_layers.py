@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 from tvm import relax, tirx
 from tvm.ir import Expr, GlobalVar, IRModule, Var
 
@@ -166,13 +165,13 @@ class Lowering:
         return images.record(rw, self._run(rw, site, self._made(site), x, other), site.shape, parts)
 
     def _dense(self, rw: Rewriter, site: Site) -> Expr:
-        """Rows become pixels: the kernel reads and writes [features, rows]."""
-        features, rows = site.shape[-1], int(np.prod(site.shape[:-1]))
-        inputs = site.layer.geometry.image_floats
-        planes = rw.reshape(self.feature_major.of(rw, site.x), (1, inputs))
-        other = None if site.residual is None else self.feature_major.of(rw, site.residual)
-        matrix = rw.reshape(self._run(rw, site, self._made(site), planes, other), (features, rows))
-        return self.feature_major.record(rw, matrix, site.shape)
+        """Rows become pixels: the kernel reads and writes [parts, features, rows]."""
+        g, known = site.layer.geometry, self.feature_major
+        parts = g.batch
+        planes = rw.reshape(known.of(rw, site.x, parts), (parts, g.image_floats))
+        other = None if site.residual is None else known.of(rw, site.residual, parts)
+        matrix = self._run(rw, site, self._made(site), planes, other)
+        return known.record(rw, matrix, site.shape, parts)
 
     def _rows(self, rw: Rewriter, site: Site) -> Expr:
         inputs = site.layer.row_inputs

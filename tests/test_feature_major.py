@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from attention import Array, Attention, lowered_ops, weights
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from relax_nets import make
@@ -16,24 +15,8 @@ from tvm import relax
 from tvm.ir import Expr, IRModule
 
 import tvm_pivot
-from tvm_pivot.relay_passes import PHASES, Compilation
-from tvm_pivot.relay_passes.axis_order import permuted, reshaped, row_major, transposition
 from tvm_pivot.relay_passes.feature_major import FeatureMajor
-from tvm_pivot.relay_passes.graph import MAIN, live_bindings, op_name
 from tvm_pivot.targets import missing_features, needed_features, resolve
-
-Array = NDArray[np.float64]
-EXTENTS = st.sampled_from([1, 1, 2, 3, 4, 6])
-
-
-def lowered_ops(mod: IRModule) -> list[str]:
-    """Names of the operators in main once its layers are kernels."""
-    state = Compilation(mod, resolve("x86"))
-    for phase in PHASES:
-        state = phase.run(state)
-        if phase.name == "lower_layers":
-            break
-    return [op_name(value) for _, value in live_bindings(state.mod[MAIN])]
 
 
 def check(
@@ -47,135 +30,6 @@ def check(
     got = tvm_pivot.build(mod, target=target).run(*inputs)
     assert isinstance(got, np.ndarray) and got.shape == want.shape
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
-
-
-def stored(x: NDArray[Any], order: tuple[int, ...]) -> NDArray[Any]:
-    """`x` as it lies in memory in an order of its axes."""
-    rest = [axis for axis in range(x.ndim) if axis not in order]
-    return x.transpose([*rest, *order]).reshape([x.shape[axis] for axis in order])
-
-
-@st.composite
-def stored_tensors(draw: st.DrawFn) -> tuple[NDArray[Any], tuple[int, ...]]:
-    shape = draw(st.lists(EXTENTS, min_size=1, max_size=4))
-    x = np.arange(math.prod(shape)).reshape(shape)
-    return x, tuple(draw(st.permutations(row_major(shape))))
-
-
-@st.composite
-def shapes_of(draw: st.DrawFn, size: int) -> list[int]:
-    """A shape with `size` elements."""
-    shape = []
-    while size > 1:
-        shape.append(draw(st.sampled_from([d for d in range(1, size + 1) if size % d == 0])))
-        size //= shape[-1]
-    return shape or [1]
-
-
-@given(st.data())
-def test_orders_follow_reshapes(data: st.DataObject) -> None:
-    x, order = data.draw(stored_tensors())
-    shape = data.draw(shapes_of(x.size))
-    y = x.reshape(shape)
-    found = reshaped(order, x.shape, shape)
-    if found is not None:
-        assert stored(x, order).ravel().tolist() == stored(y, found).ravel().tolist()
-        return
-    # no order of the new axes has the same elements in the same places
-    flat = stored(x, order).ravel().tolist()
-    assume(y.ndim <= 5)
-    orders = {row_major(y.shape), *_permutations(row_major(y.shape))}
-    assert all(stored(y, other).ravel().tolist() != flat for other in orders)
-
-
-def _permutations(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
-    if not axes:
-        return [()]
-    return [(a, *p) for a in axes for p in _permutations(tuple(b for b in axes if b != a))]
-
-
-@given(st.data())
-def test_orders_follow_transposes(data: st.DataObject) -> None:
-    x, order = data.draw(stored_tensors())
-    axes = data.draw(st.permutations(range(x.ndim)))
-    y = x.transpose(axes)
-    same = stored(y, permuted(order, axes))
-    np.testing.assert_array_equal(stored(x, order), same)
-    back = same.transpose(transposition(permuted(order, axes), row_major(y.shape)))
-    np.testing.assert_array_equal(back.reshape(y.shape), y)
-
-
-def weights(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.float32]:
-    """A pruned weight [rows, columns] that keeps products with it at about the size of inputs."""
-    mask = rng.random((rows, columns)) < 0.5
-    mask[:, 0] = mask[0] = True  # no dead rows or columns
-    return np.where(mask, rng.standard_normal((rows, columns)), 0).astype("f") / np.sqrt(rows / 2)
-
-
-class Attention:
-    """Multi-head attention of `tokens` queries to `keys` keys, with residual and layer norm."""
-
-    def __init__(self, seed: int, heads: int, head: int, mask: str, split_transpose: bool) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.heads, self.head, self.mask, self.split = heads, head, mask, split_transpose
-        self.width = heads * head
-        self.weights = [weights(self.rng, self.width, self.width) for _ in range(4)]
-        self.gamma, self.beta = self.rng.standard_normal((2, self.width)).astype("f")
-
-    def module(self, batch: int, tokens: int, keys: int) -> IRModule:
-        def body(builder: relax.BlockBuilder, x: Expr, memory: Expr, mask: Expr) -> Expr:
-            emit, op = builder.emit, relax.op
-
-            def heads(y: Expr, weight: NDArray[np.float32], length: int, axes: list[int]) -> Expr:
-                y = emit(op.matmul(y, relax.const(weight)))
-                y = emit(op.reshape(y, (batch, length, self.heads, self.head)))
-                return emit(op.permute_dims(y, axes))
-
-            q = heads(x, self.weights[0], tokens, [0, 2, 1, 3])
-            if self.split:
-                k = heads(memory, self.weights[1], keys, [0, 2, 1, 3])
-                k = emit(op.permute_dims(k, [0, 1, 3, 2]))
-            else:
-                k = heads(memory, self.weights[1], keys, [0, 2, 3, 1])
-            v = heads(memory, self.weights[2], keys, [0, 2, 1, 3])
-            scores = emit(op.matmul(q, k))
-            scores = emit(op.multiply(scores, relax.const(np.float32(self.head**-0.5))))
-            if self.mask != "none":
-                scores = emit(op.add(scores, mask))
-            o = emit(op.matmul(emit(op.nn.softmax(scores, -1)), v))
-            o = emit(op.permute_dims(o, [0, 2, 1, 3]))
-            o = emit(op.reshape(o, (batch, tokens, self.width)))
-            o = emit(op.matmul(o, relax.const(self.weights[3])))
-            o = emit(op.add(x, o))
-            gamma, beta = relax.const(self.gamma), relax.const(self.beta)
-            return op.nn.layer_norm(o, gamma, beta, [-1], 1e-5)
-
-        shapes = [(batch, n, self.width) for n in (tokens, keys)]
-        return make(body, *shapes, self.mask_shape(batch, tokens, keys))
-
-    def mask_shape(self, batch: int, tokens: int, keys: int) -> tuple[int, ...]:
-        shapes = {"keys": (batch, 1, 1, keys), "causal": (tokens, keys)}
-        return shapes.get(self.mask, (batch, self.heads, tokens, keys))
-
-    def reference(self, x: Array, memory: Array, mask: Array) -> Array:
-        def heads(y: Array, weight: NDArray[np.float32]) -> Array:
-            y = y @ weight.astype(np.float64)
-            return y.reshape(*y.shape[:2], self.heads, self.head).transpose(0, 2, 1, 3)
-
-        q = heads(x, self.weights[0])
-        k, v = (heads(memory, w) for w in self.weights[1:3])
-        scores = q @ k.swapaxes(2, 3) * self.head**-0.5
-        scores = np.exp(scores + (mask if self.mask != "none" else 0))
-        o = (scores / scores.sum(-1, keepdims=True)) @ v
-        y = x + o.transpose(0, 2, 1, 3).reshape(x.shape) @ self.weights[3]
-        centred = y - y.mean(-1, keepdims=True)
-        deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-        return centred / deviation * self.gamma + self.beta
-
-    def inputs(self, batch: int, tokens: int, keys: int) -> list[NDArray[np.float32]]:
-        shapes = [(batch, tokens, self.width), (batch, keys, self.width)]
-        shapes.append(self.mask_shape(batch, tokens, keys))
-        return [self.rng.standard_normal(shape).astype("f") for shape in shapes]
 
 
 @settings(max_examples=12)
