@@ -19,11 +19,11 @@ LINE_BYTES = 64
 _FLOAT_BYTES = 4
 LINE_FLOATS = LINE_BYTES // _FLOAT_BYTES
 # LLVM takes a prefetch for a read of memory, before which sums that rest in registers must be
-# stored. This one is declared to touch nothing that the kernel sees.
+# stored. These are declared to touch nothing that the kernel sees.
 _FUNCTION = """
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
-define linkonce_odr void @pivot_prefetch(ptr %p) #0 {
-call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1) #1
+define linkonce_odr void @pivot_prefetch_level%d(ptr %%p) #0 {
+call void @llvm.prefetch.p0(ptr %%p, i32 0, i32 %d, i32 1) #1
 ret void
 }
 attributes #0 = { alwaysinline nounwind willreturn memory(inaccessiblemem: readwrite) }
@@ -49,7 +49,7 @@ def prefetch_weights(body: Any, weight: Any, mark: str, entries: int, ahead: int
         first = _first_entry(loop, weight) + ahead
         per_entry = int(weight.ty.shape[1]) * _FLOAT_BYTES
         steps = [
-            _prefetch(tirx.BufferLoad(weight, [first + at // per_entry, at % per_entry // 4]))
+            _prefetch(tirx.BufferLoad(weight, [first + at // per_entry, at % per_entry // 4]), 2)
             for at in range(0, entries * per_entry, LINE_BYTES)
         ]
         inner = tirx.SeqStmt([*steps, loop.body])
@@ -83,7 +83,7 @@ def prefetch_inputs(
         later = {loop.loop_var: loop.loop_var + ahead}
         at = [substitute(place, later) for place in first.indices]
         steps = [
-            _prefetch(tirx.BufferLoad(first.source, [*at[:-1], at[-1] + line])) for line in lines
+            _prefetch(tirx.BufferLoad(first.source, [*at[:-1], at[-1] + line]), 1) for line in lines
         ]
         inner = in_sequence([*steps, loop.body])
         return tirx.For(
@@ -120,8 +120,13 @@ def _first_entry(loop: tirx.For, weight: Any) -> Any:
     raise ValueError("the loop reads no weights")
 
 
-def _prefetch(element: Any) -> tirx.Stmt:
-    """For reading, into all caches, as data."""
-    call = tirx.Evaluate(tirx.call_extern("void", "pivot_prefetch", tirx.address_of(element)))
-    zero = tirx.const(0, "int32")
-    return tirx.AttrStmt(zero, "pragma_import_llvm", StringImm(_FUNCTION), call)
+def _prefetch(element: Any, level: int) -> tirx.Stmt:
+    """For reading, as data, into the caches from `level` on.
+
+    What comes from beyond level 2 takes long, and level 1 can wait for few lines at a time.
+    """
+    name, address = f"pivot_prefetch_level{level}", tirx.address_of(element)
+    call, zero = tirx.Evaluate(tirx.call_extern("void", name, address)), tirx.const(0, "int32")
+    # In LLVM's terms of locality 3 is for all levels.
+    function = StringImm(_FUNCTION % (level, 4 - level))
+    return tirx.AttrStmt(zero, "pragma_import_llvm", function, call)

@@ -106,4 +106,4 @@ def test_where_vectors_may_begin_anywhere_one_line_more_is_fetched(count, lines)
     problem = problem_of(pixels(64, count), 8, 64)
     tile = PlanesTile(16, 2, 1, 1, False, inputs_ahead=8)
     func = schedule_planes(planes_kernel(problem, tile), problem, tile)
-    assert str(func).count('"pivot_prefetch"') == lines
+    assert str(func).count('"pivot_prefetch_level') == lines
