@@ -2,7 +2,7 @@
 
 The first layers of a network write large images, which leave level 2 before they are read. In the
 bands of the next layer they do not, and they are never written as a whole (see `in_bands` and
-`leaders`). Neighbouring bands compute the rows that both read.
+`leaders`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .layers import Lead, Plan, PlannedLayer
 # Of level 2, for what a band reads and computes, and the weights of its layer.
 BAND_SHARE = 0.7
 # Of what they take one after the other, both must be predicted to take less in bands.
-MARGIN = 0.97
+MARGIN = 0.95
 
 
 def lead_in_bands(
@@ -161,16 +161,24 @@ class _Pair:
         return self._chosen(problem, self.one.plan.entries)
 
     def _bands(self, rows: int) -> _Bands:
-        g, read = self.before.layer.geometry, self.one.layer.geometry.band(rows).y.size
-        own = g.band(read)
+        g, band = self.before.layer.geometry, self.one.layer.geometry.band(rows)
+        new = min(self._advance(rows), band.y.size)
+        own, kept = g.band(new), band.y.size - new
         first = replace(self.before.layer, geometry=own)
         problem = planes_problem(first, self._plan, self.before_chain.epilogue)
         tile, each = self._chosen(problem, self._plan.entries)
         each += packing_cycles(own.image_floats, self.target)
         ours, cycles = self._own(rows)
+        cycles += packing_cycles(band.channels * kept * band.pitch, self.target)
         assert self.one.choice is not None
         choice = replace(self.one.choice, tile=ours, band_rows=rows)
-        return _Bands(choice, Leader(g, problem, tile), self._count(rows) * (each + cycles))
+        cycles = self._count(rows) * (each + cycles) + g.batch * -(-kept // new) * each
+        return _Bands(choice, Leader(g, problem, tile), cycles)
+
+    def _advance(self, rows: int) -> int:
+        """How many rows further down than a band the next one begins, at most."""
+        follower = self._follower
+        return rows if follower is None else follower.outputs_of(rows) * follower.y.stride
 
     def _chosen(self, problem: PlanesProblem, entries: int) -> tuple[PlanesTile, float]:
         one = replace(self.target, cores=1)

@@ -21,6 +21,7 @@ from ..planes import WHOLE, ConvGeometry, Parts, rows_of_part
 from .analysis import substitute
 from .block_sparse import OUTPUT
 from .followers import BandRows, Follower
+from .isolated_tasks import isolated
 from .leaders import Leader
 from .moves import few_tasks, in_sequence
 from .pack_planes import begin_of, clear_slack, lay_out, loop, stored_shape
@@ -68,7 +69,7 @@ def in_bands(
 def walked(walk: Walk) -> tirx.PrimFunc:
     """The kernel for whole images that walks them so."""
     kind = tirx.ForKind.PARALLEL if walk.bands.parallel else tirx.ForKind.SERIAL
-    tasks = loop(walk.geometry.batch * walk.parts * walk.count, walk.task, kind)
+    tasks = loop(walk.geometry.batch * walk.parts * walk.tasks, walk.task, kind)
     root = SBlock([], [], [], "root", few_tasks(tasks))
     body = SBlockRealize([], tirx.const(True, "bool"), root)
     return tirx.PrimFunc(walk.parameters, body, walk.kernel.ret_type, walk.kernel.attrs)
@@ -119,6 +120,11 @@ class Walk:
         return -(-self.total // self.step)
 
     @property
+    def tasks(self) -> int:
+        """Tasks of a part of an image."""
+        return self.count if self.leader is None else min(self.count, self.bands.stretches)
+
+    @property
     def parameters(self) -> list[Any]:
         """The kernel's parameters for whole images."""
         mine = {"X": self.x, "residual": self.residual, OUTPUT: self.y}
@@ -128,20 +134,49 @@ class Walk:
         return [*params[:-last], *more, *params[-last:]]
 
     def task(self, t: Any) -> SBlockRealize:
-        """Band `t` of all parts."""
-        n, start = tirx.floordiv(t, self.count), tirx.floormod(t, self.count) * self.step
-        if self.total % self.step:
-            start = tirx.min(start, tirx.const(self.total - self.step, "int32"))
-        first = start if self.rows is None else self.rows.first(start)
-        steps, buffers = self._computed(n, start, first)
+        """Task `t` of all parts: a band, or a stretch of them with a leader."""
+        n, number = tirx.floordiv(t, self.tasks), tirx.floormod(t, self.tasks)
+        if self.leader is None:
+            steps, buffers = self._band(n, number)
+        else:
+            begin = tirx.floordiv(number * self.count, self.tasks)
+            end = tirx.floordiv((number + 1) * self.count, self.tasks)
+            b, zero = tirx.Var("b", "int32"), tirx.const(0, "int32")
+            up = self._first(self._start(begin + b)) - self._first(self._start(begin + b - 1))
+            further = tirx.all(b > 0, tirx.EQ(up, self.leader.problem.height))
+            done, buffers = self._band(n, begin + b, further)
+            bands = tirx.For(b, zero, end - begin, tirx.ForKind.SERIAL, in_sequence(done))
+            # The slack is cleared in front of the loop, so that TVM does not give each band planes
+            # of its own. In the loop LLVM would keep values in registers that the sums need.
+            assert self.band is not None
+            steps = [clear_slack(self.band, buffers[0], zero, self.lanes), isolated(bands)]
+        block = SBlock([], [], [], "band", in_sequence(steps), alloc_buffers=buffers)
+        return SBlockRealize([], tirx.const(True, "bool"), block)
+
+    def _band(self, n: Any, number: Any, further: Any = False) -> tuple[list[tirx.Stmt], list[Any]]:
+        """A band of part `n`, and buffers for that; for the rest see `Leader.lay_out`."""
+        start = self._start(number)
+        steps, buffers = self._computed(n, start, self._first(start), further)
         if self.rows is not None and self.follower is not None:
             written, more = self.follower.write(self.rows, self.tables, self.y, n, start)
             steps.append(written)
             buffers += [self.rows.buffer, *more]
-        block = SBlock([], [], [], "band", in_sequence(steps), alloc_buffers=buffers)
-        return SBlockRealize([], tirx.const(True, "bool"), block)
+        return steps, buffers
 
-    def _computed(self, n: Any, start: Any, first: Any) -> tuple[list[tirx.Stmt], list[Any]]:
+    def _start(self, number: Any) -> Any:
+        """The first row of the kernel's output that a band makes."""
+        start = number * self.step
+        if self.total % self.step:
+            start = tirx.min(start, tirx.const(self.total - self.step, "int32"))
+        return start
+
+    def _first(self, start: Any) -> Any:
+        """The first row of the convolution that is computed for that."""
+        return start if self.rows is None else self.rows.first(start)
+
+    def _computed(
+        self, n: Any, start: Any, first: Any, further: Any
+    ) -> tuple[list[tirx.Stmt], list[Any]]:
         """The convolution's rows from `first` on, and buffers for that."""
         g, width = self.geometry, self.geometry.x.output
 
@@ -163,8 +198,8 @@ class Walk:
         body = moved(substitute(self.kernel.body, {self.params["X"]: planes}), places)
         if self.leader is None:
             return [*self._laid_out(self.band, planes, n, first), body], [planes]
-        leader, lanes = self.leader, self.lanes
-        steps, buffers = leader.lay_out(g, self.band, self.x, planes, n, first, lanes)
+        where = (self.x, planes, n, first, further)
+        steps, buffers = self.leader.lay_out(g, self.band, *where, self.lanes)
         return [*steps, body], [planes, *buffers]
 
     def _laid_out(self, band: ConvGeometry, planes: Any, n: Any, first: Any) -> list[tirx.Stmt]:

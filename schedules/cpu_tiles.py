@@ -151,7 +151,8 @@ def bands_cycles(problem: PlanesProblem, rows: int, kernel: float, target: Pivot
 
 def share_bands(rows: int, cycles: float, target: PivotTarget) -> Bands:
     """Bands of so many rows, on all cores if so many cycles on each of them are worth it."""
-    return Bands(rows, target.cores > 1 and target.cores * cycles > PARALLEL_CYCLES)
+    parallel = target.cores > 1 and target.cores * cycles > PARALLEL_CYCLES
+    return Bands(rows, parallel, target.cores if parallel else 1)
 
 
 def _stretches(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> int:

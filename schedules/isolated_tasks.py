@@ -24,12 +24,16 @@ def isolate_tasks(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
 
 def _isolated(loop: tirx.For) -> tirx.Stmt:
-    if loop.kind != tirx.ForKind.PARALLEL:
-        return loop
+    return isolated(loop) if loop.kind == tirx.ForKind.PARALLEL else loop
+
+
+def isolated(loop: tirx.For) -> tirx.Stmt:
+    """A loop whose body is a function of its own; buffers that it uses must not overlap."""
     name = StringImm("task")
     inner = tirx.AttrStmt(name, "compute_scope", name, loop.body)
-    outer = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, inner)
-    # With nothing behind it, TVM's debug information gives the outer function's end to the inner
-    # one, which LLVM refuses.
-    nothing = tirx.call_llvm_intrin("void", "llvm.donothing")
-    return tirx.SeqStmt([outer, tirx.Evaluate(nothing)])
+    # With nothing behind it, TVM's debug information gives the end of what is around it to the
+    # inner function, which LLVM refuses.
+    nothing = tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.donothing"))
+    body = inner if loop.kind == tirx.ForKind.PARALLEL else tirx.SeqStmt([inner, nothing])
+    outer = tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body)
+    return tirx.SeqStmt([outer, nothing])

@@ -247,10 +247,17 @@ class PlanesTile:
 
 @dataclass(frozen=True)
 class Bands:
-    """Output rows of a band of the image (see `in_bands`), and whether bands share all cores."""
+    """How an image is cut into bands (see `in_bands`).
+
+    Attributes:
+        rows: output rows of a band.
+        parallel: bands share all cores.
+        stretches: of an image's bands, where each builds on the one before it: one task for each.
+    """
 
     rows: int
     parallel: bool
+    stretches: int = 1
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,9 @@ class _Walk(Walk):
         own = self.params["indptr"]
         return [self.indptr if param.same_as(own) else param for param in super().parameters]
 
-    def _computed(self, n: Any, start: Any, first: Any) -> tuple[list[tirx.Stmt], list[Any]]:
+    def _computed(
+        self, n: Any, start: Any, first: Any, further: Any
+    ) -> tuple[list[tirx.Stmt], list[Any]]:
         g, m = self.geometry, self.mixed
         rows = self._buffer("mixtures", (1, m.channels, m.y.size, g.x.size))
         planes = self._buffer("planes", (1, m.image_floats))

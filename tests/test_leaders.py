@@ -72,8 +72,8 @@ def test_any_pair_in_any_bands_is_both_layers(pair, before_rows, rows, parallel,
         y, x = (AxisGeometry(axis.output, 2, 2) for axis in (g.y, g.x))
         height -= height % 2
         follower = Pool(y, x, target.lanes)
-    band = g.band(height)
-    own = first.band(band.y.size)
+    band, least = g.band(height), height if follower is None else 2 * follower.outputs_of(height)
+    own = first.band(data.draw(st.integers(least, band.y.size)))
     epilogue = Epilogue(low=0.0)
     problems = [
         problem_of(own, before_rows, -(-own.outputs // before_rows), epilogue),
@@ -88,7 +88,8 @@ def test_any_pair_in_any_bands_is_both_layers(pair, before_rows, rows, parallel,
 
     leader = Leader(first, problems[0], tiles[0])
     kernel = schedule_planes(planes_kernel(problems[1], tiles[1]), problems[1], tiles[1])
-    func = in_bands(kernel, g, Bands(height, parallel), target.lanes, follower, leader=leader)
+    bands = Bands(height, parallel, data.draw(st.integers(1, 3)))
+    func = in_bands(kernel, g, bands, target.lanes, follower, leader=leader)
     func = isolate_tasks(func) if rows == 1 else func
     mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
     main = tvm.compile(mod, target=resolve("x86").to_tvm())["main"]
