@@ -222,7 +222,8 @@ def _rows(
     layer: Layer, plan: Plan, problem: RowsProblem, tile: RowsTile, target: PivotTarget
 ) -> LayerKernel:
     matrix = layer.matrix
-    tile = cpu_tiles.share_rows(tile, rows_cycles(problem, plan.entries, target), target)
+    cycles = rows_cycles(problem, plan.entries, target)
+    tile = cpu_tiles.share_rows(problem, tile, cycles, target)
     packed: PackedWeight | SlicedWeight
     more: tuple[IntArray, ...] = ()
     if plan.own_columns:

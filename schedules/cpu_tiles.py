@@ -20,6 +20,8 @@ Cycles = Callable[[PlanesProblem, PlanesTile, int, PivotTarget, int], float]
 
 # Waking the other cores costs about as much as this much work on one.
 PARALLEL_CYCLES = 60_000.0
+# The same for the rows form with blocks, which mostly reads weights: no core has written these.
+PARALLEL_ROWS_CYCLES = 15_000.0
 # Tasks per core that even out what they differ in; a task has at least so many row blocks.
 EVEN_TASKS = 8
 LEAST_ROW_BLOCKS = 16
@@ -177,9 +179,12 @@ def choose_rows(problem: RowsProblem, entries: int, target: PivotTarget) -> tupl
     costs = core_costs(target)
     far = 4 * problem.block_rows * entries > costs.far_weights * target.l2_bytes
     ahead = ahead_of(problem.block_rows, costs.stream_ahead) if far else 0
-    return share_rows(RowsTile(unroll, False, ahead), cycles, target), cycles
+    return share_rows(problem, RowsTile(unroll, False, ahead), cycles, target), cycles
 
 
-def share_rows(tile: RowsTile, cycles: float, target: PivotTarget) -> RowsTile:
+def share_rows(
+    problem: RowsProblem, tile: RowsTile, cycles: float, target: PivotTarget
+) -> RowsTile:
     """The tile, with row blocks on all cores if a kernel of so many cycles is worth it."""
-    return replace(tile, parallel=target.cores > 1 and cycles > PARALLEL_CYCLES)
+    least = PARALLEL_CYCLES if problem.own_columns else PARALLEL_ROWS_CYCLES
+    return replace(tile, parallel=target.cores > 1 and cycles > least)

@@ -171,3 +171,16 @@ def test_large_work_goes_to_all_cores():
     assert not choose_planes(problem, 20_000, replace(two, cores=1))[0].parallel
     matrix = RowsProblem(1, 4096, 4096, 256, 16, False, Epilogue())
     assert choose_rows(matrix, 100_000, two)[0].parallel
+    assert not choose_rows(matrix, 100_000, replace(two, cores=1))[0].parallel
+
+
+@pytest.mark.parametrize(("own_columns", "least"), [(False, 15_000), (True, 60_000)])
+def test_small_work_stays_on_one_core(own_columns, least):
+    """Matrix-vector layers with blocks read little but weights: they are shared sooner."""
+    two = replace(PRESETS["x86-avx2"], cores=2)
+    matrix = RowsProblem(1, 4096, 4096, 512, 8, own_columns, Epilogue())
+    shared = {True: [], False: []}
+    for entries in range(1000, 60_000, 1000):
+        tile, cycles = choose_rows(matrix, entries, two)
+        shared[tile.parallel].append(cycles)
+    assert max(shared[False]) <= least < min(shared[True])
