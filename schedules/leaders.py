@@ -85,7 +85,8 @@ class Leader:
         kept = band.plane_height - self.problem.height
 
         def computed(down: Any) -> tirx.Stmt:
-            return in_sequence(self._computed(geometry, band, x, planes, n, top, down, rows, lanes))
+            buffers, place = (x, rows, planes), (n, top, down)
+            return in_sequence(self._computed(geometry, band, buffers, place, lanes))
 
         if kept == 0:
             return [computed(zero)], [rows]
@@ -102,15 +103,18 @@ class Leader:
         self,
         geometry: ConvGeometry,
         band: ConvGeometry,
-        x: tirx.Buffer,
-        planes: tirx.Buffer,
-        n: Any,
-        top: Any,
-        down: Any,
-        rows: tirx.Buffer,
+        buffers: tuple[tirx.Buffer, tirx.Buffer, tirx.Buffer],
+        place: tuple[Any, Any, Any],
         lanes: int,
     ) -> list[tirx.Stmt]:
-        """Its rows into those of the planes from `down` on; the planes begin with row `top`."""
+        """Its rows into those of planes from a row `down` on.
+
+        Args:
+            geometry, band, lanes: as for `lay_out`.
+            buffers: its input, planes of its own, and those that it writes.
+            place: the number of the image, the row with which the planes begin, and `down`.
+        """
+        (x, rows, planes), (n, top, down) = buffers, place
         own, zero = self.geometry.band(self.problem.height), tirx.const(0, "int32")
 
         def channel(c: Any) -> tirx.Stmt:
@@ -120,14 +124,14 @@ class Leader:
         laid = [loop(own.channels, channel), clear_slack(own, rows, zero, lanes)]
         height, pitch, left = band.plane_height, band.pitch, geometry.x.before
 
-        def place(at: Any) -> list[Any]:
+        def placed(at: Any) -> list[Any]:
             return [0, shifted(at[3], (at[1] * height + (down + at[2])) * pitch + left)]
 
         _, *tables, output = self._kernel.params
         x_rows = self._kernel.params[0]
         given = dict(zip(tables, self.tables, strict=True))
         body = substitute(self._kernel.body, {x_rows: rows, **given})
-        places: dict[Any, tuple[Any, Place]] = {output: (planes, place)}
+        places: dict[Any, tuple[Any, Place]] = {output: (planes, placed)}
         count = self.problem.height
         return [
             *laid,

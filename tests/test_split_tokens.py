@@ -12,12 +12,12 @@ from attention import Attention, lowered_ops, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from relax_nets import inputs_for, make, run
+from test_axis_order import memory
 from tvm import relax
 from tvm.ir import Expr, IRModule
 
 import tvm_pivot
 from tvm_pivot.relay_passes import PHASES, Compilation
-from tvm_pivot.relay_passes.axis_order import extents
 from tvm_pivot.relay_passes.feature_major import features_first
 from tvm_pivot.relay_passes.layers import Layer
 from tvm_pivot.targets import PRESETS, PivotTarget
@@ -84,13 +84,7 @@ def test_parts_come_first_then_features(lead: list[int], features: int, parts: i
         behind = [math.prod(lead[i:]) for i in range(len(lead) + 1)]
         assert any((rows // parts) % b and b % (rows // parts) for b in behind)
         return
-    got = np.empty(extents(storage), x.dtype)
-    for place in np.ndindex(got.shape):
-        index = [0] * x.ndim
-        for piece, i in zip(storage, place, strict=True):
-            index[piece.axis] += i * piece.step
-        got[place] = x[tuple(index)]
-    np.testing.assert_array_equal(got.ravel(), want)
+    np.testing.assert_array_equal(memory(x, storage).ravel(), want)
 
 
 @settings(max_examples=10)
