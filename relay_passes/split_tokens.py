@@ -35,21 +35,21 @@ def split_tokens(layers: Sequence[Layer], target: PivotTarget) -> list[Layer]:
     """
     if target.family != "x86" or not core_costs(target).far_lines:
         return list(layers)
-    dense = [layer for layer in layers if layer.op == "dense"]
-    found = {rows: _parts([x for x in dense if x.pixels == rows], target) for rows in _rows(dense)}
-    return [_split(x, found[x.pixels]) if x.op == "dense" else x for x in layers]
-
-
-def _rows(dense: Sequence[Layer]) -> set[int]:
-    return {layer.pixels for layer in dense}
+    alike: dict[int, list[Layer]] = {}
+    for layer in layers:
+        if layer.op == "dense":
+            alike.setdefault(layer.pixels, []).append(layer)
+    parts = {rows: _parts(dense, target) for rows, dense in alike.items()}
+    return [_split(x, parts[x.pixels]) if x.op == "dense" else x for x in layers]
 
 
 def _parts(layers: Sequence[Layer], target: PivotTarget) -> int:
     """In how many parts layers with as many rows have them."""
     shapes, rows = {_shape(layer) for layer in layers}, layers[0].pixels
     most = rows // LEAST_ROWS
-    counts = [p for p in range(1, most + 1) if p % target.cores == rows % (p * target.lanes) == 0]
-    counts = [p for p in counts if all(features_first(shape, p) for shape in shapes)]
+    shared = range(target.cores, most + 1, target.cores)
+    even = [p for p in shared if rows % (p * target.lanes) == 0]
+    counts = [p for p in even if all(features_first(shape, p) for shape in shapes)]
     widest = max(layer.matrix.shape[1] for layer in layers)
     fits = [p for p in counts if 4 * widest * rows // p <= INPUTS_SHARE * target.l2_bytes]
     if fits or target.cores == 1:
