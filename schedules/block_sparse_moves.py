@@ -131,7 +131,9 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
             sch.unroll(loop)
         sch.vectorize(lane)
     sch.vectorize(vector)
-    func = _prefetching(sch.mod["main"], tile.ahead) if tile.ahead else sch.mod["main"]
+    func = sch.mod["main"]
+    if tile.ahead and problem.block_rows > 1:
+        func = _prefetching(func, tile.ahead)
     if tile.inputs_ahead:
         func = _prefetching_inputs(func, problem, tile)
     done = store_once(finish(func, kernel, problem, tile), kernel, problem, tile)
@@ -320,7 +322,7 @@ class _Tightener:
             begin = _between(indptr, at, at + i) * unroll if i else zero
             count = _between(indptr, at + i, at + i + 1) * unroll
             if problem.block_rows == 1:
-                return sum_row(loop, begin, count, self.held)
+                return sum_row(loop, begin, count, self.held, tile.ahead)
             return _of_length(loop, begin, count)
 
         return slide_sums(loop, run, tile.slides, tile.k_tiles > 1)

@@ -28,7 +28,10 @@ LEAST_ROW_BLOCKS = 16
 
 # How far ahead the planes form prefetches its weights.
 AHEAD_BYTES = 8 << 10
-# Block rows from which on the planes form prefetches its weights. With fewer, loads are what binds.
+# The same with one row per block, once per row (see `row_sum`); and how often the weights may be
+# walked for that to pay: from the second time on they are near.
+ROW_AHEAD_BYTES, ROW_TURNS = 2 << 10, 8
+# Higher blocks from which on it does for every entry. With fewer rows, loads are what binds.
 PREFETCHED_ROWS = 4
 # The share of vector loads that level 1 does not serve from which on inputs are prefetched.
 FETCHED_MISSES = 0.15
@@ -62,13 +65,18 @@ def ahead_of(block_rows: int, size: int = AHEAD_BYTES) -> int:
     return size // (4 * block_rows)
 
 
-def prefetching(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> PlanesTile:
+def prefetching(
+    problem: PlanesProblem, tile: PlanesTile, target: PivotTarget, bands: int = 1
+) -> PlanesTile:
     """The tile with prefetches of its weights and inputs, where they pay.
 
     A network's weights are larger than level 2, so those of a layer have left it before each run;
     and what other cores and programs leave of level 3 nobody knows. Inputs that level 1 cannot hold
     are in level 2, in places that only the index tells.
     """
+    if problem.block_rows == 1:
+        turns = bands * problem.batch * tile.groups(problem)
+        return replace(tile, ahead=ahead_of(1, ROW_AHEAD_BYTES)) if turns <= ROW_TURNS else tile
     if problem.block_rows < PREFETCHED_ROWS:
         return tile
     tile = replace(tile, ahead=ahead_of(problem.block_rows))
@@ -83,7 +91,7 @@ def prefetches(
     """The tile with all prefetches that are worth a look, and with none; the rule's comes first."""
     rule = prefetching(problem, tile, target)
     found = [rule]
-    if rule.ahead and tile.k_tiles == 1:
+    if rule.ahead and tile.k_tiles == 1 and problem.block_rows > 1:
         found += [replace(rule, inputs_ahead=ahead) for ahead in (0, INPUTS_AHEAD)]
     yield from dict.fromkeys((*found, tile))
 

@@ -162,16 +162,20 @@ def _in_stretches(step: _Sum, count: Any, some: Callable[[Any, Any], tirx.For]) 
     return tirx.IfThenElse(count <= STRETCH, some(zero, count), long)
 
 
-def sum_row(loop: tirx.For, begin: Any, count: Any, held: Any | None) -> tirx.Stmt:
+def sum_row(loop: tirx.For, begin: Any, count: Any, held: Any | None, ahead: int = 0) -> tirx.Stmt:
     """`count` iterations from `begin` of a planes kernel's ragged loop with one row per block.
 
     They are whole steps of the kernel (see `PlanesTile.unroll`). In a buffer `held` indices wait
-    from sum to sum.
+    from sum to sum. Weights are fetched so many entries `ahead`.
     """
     step = _Sum.of(loop)
     vectors, lanes, carried = int(step.vectors.extent), step.lanes, held is not None
     more = [] if held is None else [_pointer(held, [tirx.const(0, "int32")])]
-    return _called(step, lambda stride: RowSum(vectors, lanes, stride, carried), begin, count, more)
+
+    def function(stride: int) -> RowSum:
+        return RowSum(vectors, lanes, stride, carried, ahead)
+
+    return _called(step, function, begin, count, more)
 
 
 def _called(

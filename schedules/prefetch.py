@@ -127,6 +127,11 @@ def _prefetch(element: Any, level: int) -> tirx.Stmt:
     """
     name, address = f"pivot_prefetch_level{level}", tirx.address_of(element)
     call, zero = tirx.Evaluate(tirx.call_extern("void", name, address)), tirx.const(0, "int32")
-    # In LLVM's terms of locality 3 is for all levels.
-    function = StringImm(_FUNCTION % (level, 4 - level))
+    function = StringImm(prefetch_function(level))
     return tirx.AttrStmt(zero, "pragma_import_llvm", function, call)
+
+
+def prefetch_function(level: int) -> str:
+    """The function ``pivot_prefetch_level{level}`` of a pointer, in LLVM's language."""
+    # In LLVM's terms of locality 3 is for all levels.
+    return _FUNCTION % (level, 4 - level)

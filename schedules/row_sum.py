@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .prefetch import LINE_BYTES, prefetch_function
+
 # Indices that wait in registers.
 AHEAD = 4
 # Multiply-adds that are under way together, at most.
@@ -39,12 +41,14 @@ class RowSum:
         step: floats between two values of the index.
         carried: the indices that wait when the sum ends are those of the next one, which begins
             with its entries right behind.
+        ahead: fetch weights and indices that lie so many entries further on; 0: none.
     """
 
     vectors: int
     lanes: int
     step: int = 1
     carried: bool = False
+    ahead: int = 0
 
     @property
     def name(self) -> str:
@@ -52,7 +56,8 @@ class RowSum:
         of the first entry, and to the inputs at index 0, and the number of entries; if carried,
         a pointer to the waiting indices follows.
         """
-        return f"row_sum_{self.vectors}x{self.lanes}_{self.step}{'_carried' * self.carried}"
+        more = "_carried" * self.carried + f"_{self.ahead}" * (self.ahead > 0)
+        return f"row_sum_{self.vectors}x{self.lanes}_{self.step}{more}"
 
     @property
     def _kind(self) -> str:
@@ -79,7 +84,7 @@ class RowSum:
             '!1 = !{!"llvm.loop.unroll.disable"}',
             "",
         ]
-        return "\n".join(lines)
+        return prefetch_function(2) * (self.ahead > 0) + "\n".join(lines)
 
     def _begin(self) -> Iterator[str]:
         yield "begin:"
@@ -91,7 +96,20 @@ class RowSum:
         for v in range(self.vectors):
             yield f"%to{v} = getelementptr {self._kind}, ptr %acc, i64 {v}"
             yield f"%start{v} = load {self._kind}, ptr %to{v}, align 4"
+        if self.ahead:
+            yield from self._fetch()
         yield "br label %loop"
+
+    def _fetch(self) -> Iterator[str]:
+        """Fetch what a later sum takes, once per sum: more often it costs more than it saves.
+
+        Sums of few vectors are long, for columns are cut to fill level 1.
+        """
+        for name in ("weight", "index"):
+            for line in range(chains_of(self.vectors)):
+                later = 4 * self.ahead + line * LINE_BYTES
+                yield f"%{name}_later{line} = getelementptr i8, ptr %{name}, i64 {later}"
+                yield f"call void @pivot_prefetch_level2(ptr %{name}_later{line})"
 
     def _loop(self) -> Iterator[str]:
         """Entry e, of which the index is held at place 0, and those of the other chains."""

@@ -17,7 +17,7 @@ def choose_planes(
     The problem is the whole layer, or one of its `bands`.
     """
     tile, cycles = cpu_tiles.choose_planes(problem, entries, target, planes_cycles, bands=bands)
-    return cpu_tiles.prefetching(problem, tile, target), cycles
+    return cpu_tiles.prefetching(problem, tile, target, bands), cycles
 
 
 def choose_bands(problem: PlanesProblem, entries: int, target: PivotTarget) -> Bands | None:
