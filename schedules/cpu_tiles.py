@@ -131,6 +131,8 @@ def choose_bands(
     if slides and problem.block_rows == 1 and max(most, least) < high <= problem.height:
         # Panels read their planes once, so that these may leave level 2 for higher register tiles.
         heights.append(high)
+    # With fewer bands than cores some would have nothing to do.
+    heights = [rows for rows in heights if band_count(problem, rows) >= target.cores]
     if not heights:
         return None
     one = replace(target, cores=1)

@@ -155,3 +155,12 @@ def test_bands_share_the_cores_if_there_are_several():
         assert bands.parallel == (cores > 1)
     tile, _ = choose_planes(problem.band(bands.rows), 4608, replace(target, cores=1))
     assert not tile.parallel
+
+
+def test_fewer_bands_than_cores_are_none():
+    """An image of 14 rows is one band of a panel's height, which a second core could not share."""
+    target = PRESETS["sapphire-rapids"]
+    problem = problem_of(square(512, 512, 14), 1)
+    bands = [choose_bands(problem, 235_930, replace(target, cores=cores)) for cores in (1, 2)]
+    assert bands[0] is not None and bands[0].rows == 14
+    assert bands[1] is None
