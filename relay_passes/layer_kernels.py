@@ -36,6 +36,7 @@ from ..schedules.depthwise_tiles import (
 )
 from ..schedules.isolated_tasks import isolate_tasks
 from ..schedules.problems import Epilogue, PlanesProblem, PlanesTile, RowsProblem, RowsTile
+from ..schedules.store_once import STORES_ONCE, store_freely
 from ..targets import PivotTarget
 from ..windows import pack_windows
 from .cuda_kernels import cuda_choices, cuda_kernel, cuda_rule_choice
@@ -45,6 +46,9 @@ from .pack_layer import LayerKernel, pack_planes_layer, tables_of
 from .winograd_layers import winograd_layer
 
 Problem = PlanesProblem | RowsProblem | DepthwiseProblem
+
+# Of level 2, for a residual that all cores hold: larger ones have mostly left it.
+HELD_SHARE = 0.5
 
 
 def problem_of(layer: Layer, plan: Plan, epilogue: Epilogue) -> Problem:
@@ -158,10 +162,22 @@ def layer_kernel(
 
     def make() -> tirx.PrimFunc:
         kernel = schedule_planes(planes_kernel(problem, tile, dtype), problem, tile)
+        if kernel.attrs.get(STORES_ONCE) and _held_by_all(problem, tile, target):
+            kernel = store_freely(kernel)
         return isolate_tasks(kernel) if problem.block_rows == 1 else kernel
 
     tables = tables_of(packed, more, dtype, BEYOND)
     return LayerKernel((problem, tile, dtype), make, problem.output, tables, dtype)
+
+
+def _held_by_all(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> bool:
+    """Whether every core may still hold the residual: then a kernel had better not write over it.
+
+    Cores that share an image by its output channels do so in the layer that has read the residual
+    before, too, and read all of it. Before a core writes a line, the others have to drop it.
+    """
+    by_channels = tile.parallel and problem.batch * tile.groups(problem) == 1
+    return by_channels and 4 * problem.rows * problem.pixels <= HELD_SHARE * target.l2_bytes
 
 
 def _banded(

@@ -177,9 +177,9 @@ def block(builder, x, residual, kernel=1):
 LAYERS = ("conv2d", "dense")
 
 
-def in_place(mod, names=LAYERS):
+def in_place(mod, names=LAYERS, target=None):
     """How many calls of the compiled module write in place, of functions of such names."""
-    state = Compilation(mod, resolve("x86"))
+    state = Compilation(mod, target or resolve("x86"))
     for phase in PHASES:
         state = phase.run(state)
     values = [value for _, value in live_bindings(state.mod[MAIN])]
@@ -277,6 +277,18 @@ def test_a_kernel_with_one_call_that_must_not_is_left_alone(monkeypatch):
     mod = make(body, SHAPE)
     assert in_place(mod) == 0
     check_network(mod, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("cores", "l2_bytes", "count"), [(1, 2 << 20, 1), (2, 2 << 20, 0), (2, 64 << 10, 1)]
+)
+def test_a_residual_that_all_cores_hold_is_kept(cores, l2_bytes, count):
+    def body(b, x):
+        y = conv(b, x, 256)
+        return b.emit(relax.op.add(conv(b, conv(b, y, 256), 256), y))
+
+    target = replace(PRESETS["sapphire-rapids"], cores=cores, l2_bytes=l2_bytes)
+    assert in_place(make(body, (1, 256, 8, 8)), target=target) == count
 
 
 def test_rows_that_stand_in_two_blocks_are_not_added_twice(monkeypatch):
