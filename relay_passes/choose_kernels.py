@@ -12,6 +12,7 @@ from tvm.ir import IRModule
 from ..schedules.choices import Choice
 from ..schedules.problems import Epilogue
 from ..targets import PivotTarget
+from .align_planes import align_planes
 from .epilogues import fuse_epilogues
 from .follow_in_bands import follow_in_bands
 from .layer_kernels import rule_choice
@@ -51,7 +52,8 @@ def choose_kernels(
         _chosen(one, epilogues[one.layer.var], target, tuned) if one.alone else one
         for one in follow_in_bands(mod, planned, fused, target)
     ]
-    return split_images(mod, lead_in_bands(mod, chosen, fused, target), fused, target)
+    chosen = split_images(mod, lead_in_bands(mod, chosen, fused, target), fused, target)
+    return align_planes(mod, chosen, fused, target)
 
 
 def _chosen(

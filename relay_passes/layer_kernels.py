@@ -11,10 +11,11 @@ from tvm import tirx
 
 from ..layout import BlockShape, IntArray, PackedWeight, SlicedWeight
 from ..pack import pack, pack_sliced
-from ..planes import WHOLE, Parts, rows_of_part
+from ..planes import WHOLE, Parts, aligned_floats, rows_of_part
 from ..schedules import cpu_tiles, tile_rule
+from ..schedules.aligned_planes import with_aligned
 from ..schedules.bands import in_bands
-from ..schedules.block_sparse import BEYOND, planes_kernel, rows_kernel
+from ..schedules.block_sparse import BEYOND, OUTPUT, planes_kernel, rows_kernel
 from ..schedules.block_sparse_moves import schedule_planes, schedule_rows
 from ..schedules.choices import (
     HOPELESS,
@@ -41,12 +42,14 @@ from ..targets import PivotTarget
 from ..windows import pack_windows
 from .cuda_kernels import cuda_choices, cuda_kernel, cuda_rule_choice
 from .detect import planes_problem
-from .layers import Handover, Layer, Lead, Plan, in_parts, laid_out, rows_problem
+from .layers import Handover, Layer, Lead, Plan, in_parts, laid_out, on_cache_lines, rows_problem
 from .pack_layer import LayerKernel, pack_planes_layer, tables_of
 from .winograd_layers import winograd_layer
 
 Problem = PlanesProblem | RowsProblem | DepthwiseProblem
 
+# Parameters of a kernel that are images as it writes them.
+WRITTEN = (OUTPUT, "residual")
 # Of level 2, for a residual that all cores hold: larger ones have mostly left it.
 HELD_SHARE = 0.5
 
@@ -147,6 +150,9 @@ def layer_kernel(
     if choice.band_rows:
         return _banded(layer, plan, epilogue, choice, target, handover, lead, parts)
     layer = in_parts(layer, parts.written)
+    aligned = parts.written_aligned
+    if aligned and layer.geometry.direct:
+        layer, aligned = on_cache_lines(layer), False
     problem, tile = problem_of(layer, plan, epilogue), choice.tile
     if isinstance(problem, RowsProblem):
         assert isinstance(tile, RowsTile)
@@ -164,10 +170,12 @@ def layer_kernel(
         kernel = schedule_planes(planes_kernel(problem, tile, dtype), problem, tile)
         if kernel.attrs.get(STORES_ONCE) and _held_by_all(problem, tile, target):
             kernel = store_freely(kernel)
+        kernel = with_aligned(kernel, WRITTEN) if aligned else kernel
         return isolate_tasks(kernel) if problem.block_rows == 1 else kernel
 
-    tables = tables_of(packed, more, dtype, BEYOND)
-    return LayerKernel((problem, tile, dtype), make, problem.output, tables, dtype)
+    tables, output = tables_of(packed, more, dtype, BEYOND), problem.output
+    output = (*output[:2], aligned_floats(problem.pixels)) if aligned else output
+    return LayerKernel((problem, tile, dtype, aligned), make, output, tables, dtype)
 
 
 def _held_by_all(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> bool:
@@ -214,12 +222,16 @@ def _banded(
     def make() -> tirx.PrimFunc:
         kernel = schedule_planes(planes_kernel(band, tile, dtype), band, tile)
         kernel = in_bands(kernel, g, bands, target.stored_lanes, follower, parts, leader)
+        names = [*WRITTEN] * parts.written_aligned + ["X"] * parts.read_aligned
+        kernel = with_aligned(kernel, names) if names else kernel
         return isolate_tasks(kernel) if band.block_rows == 1 else kernel
 
-    images = (g.batch * parts.written, g.outputs, part_rows, g.x.output)
+    images: tuple[int, ...] = (g.batch * parts.written, g.outputs, part_rows, g.x.output)
     output = images
     if follower is not None:
         output = (*images[:2], follower.y.output, follower.x.output)
+    if parts.written_aligned:
+        output = images = (*images[:2], aligned_floats(part_rows * g.x.output))
     residual = problem.output if g.direct else images
     key = (g, band, bands, tile, dtype, follower, parts, leader)
     tables = tables_of(packed, (*more, *others, *before), dtype, BEYOND)

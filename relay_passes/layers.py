@@ -117,6 +117,11 @@ def in_parts(layer: Layer, parts: int) -> Layer:
     return replace(layer, geometry=layer.geometry.in_parts(parts))
 
 
+def on_cache_lines(layer: Layer) -> Layer:
+    """A direct layer for planes that begin with cache lines (see `ConvGeometry.aligned`)."""
+    return replace(layer, geometry=layer.geometry.aligned())
+
+
 @dataclass(frozen=True, eq=False)
 class Handover:
     """What a layer's kernel does beside the layer (see `follow_in_bands`).
@@ -169,6 +174,7 @@ class PlannedLayer:
         lead: what its kernel does before it; None for nothing.
         within: the layer whose kernel computes this one, too; empty if it has its own.
         parts: in how many stretches of rows its output's images are stored (see `split_images`).
+        aligned: whether the planes of these begin with cache lines (see `align_planes`).
     """
 
     layer: Layer
@@ -182,6 +188,7 @@ class PlannedLayer:
     lead: Lead | None = None
     within: str = ""
     parts: int = 1
+    aligned: bool = False
 
     @property
     def alone(self) -> bool:

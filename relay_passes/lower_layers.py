@@ -136,7 +136,7 @@ class Lowering:
             residual = rw.remap.get(residual, residual)
         handover, lead = planned.handover, planned.lead
         x = self.inputs[fused.layer.var if lead is None else lead.layer.var]
-        parts = Parts(written=planned.parts)
+        parts = Parts(written=planned.parts, written_aligned=planned.aligned)
         site = Site(fused, plan, x, residual, shape, choice, handover, lead, parts)
         if plan.form == "rows":
             return self._rows(rw, site)
@@ -152,17 +152,20 @@ class Lowering:
 
     def _conv(self, rw: Rewriter, site: Site) -> Expr:
         g, images = laid_out(site.layer, site.plan).geometry, self.image_parts
-        parts = site.parts.written
-        other = None if site.residual is None else images.of(site.residual, parts)
+        written = site.parts.written, site.parts.written_aligned
+        other = None if site.residual is None else images.of(site.residual, *written)
         if g.direct:
-            part = g.in_parts(parts)
-            x = rw.reshape(images.of(site.x, parts), (part.batch, part.image_floats))
+            part = g.in_parts(site.parts.written)
+            part = part.aligned() if site.parts.written_aligned else part
+            x = rw.reshape(images.of(site.x, *written), (part.batch, part.image_floats))
         else:
-            x, stored = images.stored(site.x)
-            site = replace(site, parts=Parts(stored, parts))
+            read = images.stored(site.x)
+            parts = replace(site.parts, read=read.parts, read_aligned=read.aligned)
+            x, site = read.value, replace(site, parts=parts)
             if not site.choice.band_rows:
                 x = self._packed(rw, x, g, site.parts)
-        return images.record(rw, self._run(rw, site, self._made(site), x, other), site.shape, parts)
+        made = self._run(rw, site, self._made(site), x, other)
+        return images.record(rw, made, site.shape, *written)
 
     def _dense(self, rw: Rewriter, site: Site) -> Expr:
         """Rows become pixels: the kernel reads and writes [parts, features, rows]."""
@@ -205,6 +208,7 @@ class Lowering:
 
     def _packed(self, rw: Rewriter, x: Expr, g: ConvGeometry, parts: Parts) -> Expr:
         """The planes of `x`; layers that read it the same way share them."""
+        parts = replace(parts, written_aligned=False)  # planes are padded anyhow
         layout = (replace(g, outputs=0, groups=1), parts)
         key = (x, layout)
         if key not in self.planes:

@@ -7,14 +7,13 @@ reads what it has written itself. For that the rows of a stretch must lie togeth
 [image, part, channel, row, column]: neighbouring stretches of a channel share cache lines, and
 prefetchers run from one into the other.
 
-What reads windows of an image lays out padded planes anyhow, from whole images or from parts, and
-fetches the few rows that it needs of the part beside. So nothing is moved to split images or to
-join them, if layers that read them as they lie in memory are all in parts or all not.
+Who reads windows of an image fetches the few rows that it needs of the part beside; nothing else is
+moved (see `image_readers`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tvm.ir import IRModule, Var
@@ -26,7 +25,7 @@ from ..schedules.cpu_tiles import band_count
 from ..targets import PivotTarget
 from .detect import planes_problem
 from .epilogues import FusedLayer
-from .graph import MAIN, live_bindings, variables
+from .image_readers import has_own_kernel, together
 from .layers import PlannedLayer, in_parts, laid_out
 
 # Larger images are shared by pixels: lines are then few that neighbouring stretches share.
@@ -50,43 +49,15 @@ def split_images(
     for parts in range(target.cores, 1, -1):
         if target.cores % parts == 0:
             fit = {p.layer.var for p in planned if _fits(p, parts, target)} - found.keys()
-            found |= dict.fromkeys(_splittable(mod, planned, fused, fit), parts)
+            found |= dict.fromkeys(together(mod, planned, fused, fit), parts)
     chains = {one.layer.var: one for one in fused}
     return [_split(p, chains[p.layer.var], found.get(p.layer.var, 1), target) for p in planned]
-
-
-def _splittable(
-    mod: IRModule, planned: Sequence[PlannedLayer], fused: Sequence[FusedLayer], found: set[Var]
-) -> set[Var]:
-    """Those of the layers `found`, by the variables of their sums, that nobody moves elements for
-    if just they store images in parts.
-    """
-    chains = {one.layer.var: one for one in fused}
-    ends = {one.end: one.layer.var for one in fused}
-    values, uses = dict(live_bindings(mod[MAIN])), dict(_uses(mod, fused))
-    direct = {p.layer.var for p in planned if p.layer.geometry.direct}
-    windows = {p.layer.var for p in planned if _lays_out_planes(p)}
-
-    def stays(var: Var) -> bool:
-        chain = chains[var]
-        given = [] if chain.residual is None else [chain.residual]
-        given += [values[var].args[0]] if var in direct else []
-        if any(ends.get(x) not in found for x in given):
-            return False
-        return all(
-            user in found if added or user in direct else user in windows
-            for user, added in uses[chain.end]
-        )
-
-    while dropped := {var for var in found if not stays(var)}:
-        found = found - dropped
-    return found
 
 
 def _fits(one: PlannedLayer, parts: int, target: PivotTarget) -> bool:
     """Whether a layer's own kernel can run on parts, and not much longer than on whole images."""
     g, weights = one.layer.geometry, 4 * one.plan.entries * (one.plan.block_rows + 1)
-    if not _has_own_kernel(one) or g.batch % parts == 0:
+    if not has_own_kernel(one) or g.batch % parts == 0:
         return False
     if weights > WEIGHTS_SHARE * target.l2_bytes:
         return False
@@ -94,32 +65,6 @@ def _fits(one: PlannedLayer, parts: int, target: PivotTarget) -> bool:
     pixels = rows * g.x.output
     filled = -(-g.y.output // rows) == parts and LEAST_PIXELS <= pixels <= MOST_PIXELS
     return filled and g.in_parts(parts).direct == g.direct
-
-
-def _has_own_kernel(one: PlannedLayer) -> bool:
-    """Whether a layer is a convolution with a kernel by itself that knows parts."""
-    own = one.alone and one.layer.op == "conv2d"
-    return own and one.choice is not None and one.choice.form == "planes"
-
-
-def _lays_out_planes(one: PlannedLayer) -> bool:
-    """Whether a layer copies what it reads to padded planes."""
-    return _has_own_kernel(one) and not one.layer.geometry.direct
-
-
-def _uses(
-    mod: IRModule, fused: Sequence[FusedLayer]
-) -> Iterator[tuple[Var, list[tuple[Var | None, bool]]]]:
-    """For each layer's result, who reads it: a layer, and whether it adds it; None: another."""
-    inside = {var: one.layer.var for one in fused for var in (*one.inner, one.end)}
-    users: dict[Var, list[tuple[Var | None, bool]]] = {one.end: [] for one in fused}
-    result = [(None, value) for value in variables(mod[MAIN].body.body)]
-    for var, value in [*live_bindings(mod[MAIN]), *result]:
-        for read in variables(value):
-            if read in users:
-                user = inside.get(var)
-                users[read].append((user, user != var))
-    yield from users.items()
 
 
 def _split(one: PlannedLayer, chain: FusedLayer, parts: int, target: PivotTarget) -> PlannedLayer:

@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.ir import TensorLoad, TensorRegion
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 
+from ..planes import LINE_FLOATS
 from .analysis import substitute, walk
 from .block_sparse import OUTPUT, PANEL, STRIP, Kernel
 from .carried_sums import K_TILES, carry_sums
@@ -18,7 +19,7 @@ from .held_operands import hold_operands, sum_row
 from .lookup import look_up
 from .masked_stores import mask_stores
 from .moves import few_tasks, in_sequence, renamed
-from .prefetch import LINE_FLOATS, prefetch_inputs, prefetch_weights
+from .prefetch import prefetch_inputs, prefetch_weights
 from .problems import Panel, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from .row_sum import AHEAD
 from .single_pixels import SinglePixels

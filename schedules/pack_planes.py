@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
 from ..planes import SLACK, WHOLE, ConvGeometry, Parts, rows_of_part
+from .aligned_planes import with_aligned
 from .analysis import LEFT_TO_LLVM, substitute
 from .block_sparse_moves import SCHEDULED
 from .moves import in_sequence
@@ -80,7 +81,8 @@ def pack_planes(
     root = SBlock([], [], [], "root", loop(planes.batch * channels, task, kind))
     body = SBlockRealize([], tirx.const(True, "bool"), root)
     attrs = tvm.ir.make_node("ir.DictAttrs", **{SCHEDULED: True, "tirx.noalias": True})
-    return tirx.PrimFunc([x, p], body, None, attrs)
+    func = tirx.PrimFunc([x, p], body, None, attrs)
+    return with_aligned(func, ["X"]) if parts.read_aligned else func
 
 
 def stored_shape(geometry: ConvGeometry, parts: int) -> tuple[int, int, int, int]:

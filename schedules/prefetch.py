@@ -12,12 +12,12 @@ from tvm import tirx
 from tvm.ir import StringImm, TensorLoad
 from tvm.s_tir import SBlockRealize
 
+from ..planes import LINE_FLOATS
 from .analysis import substitute, walk
 from .moves import in_sequence
 
-LINE_BYTES = 64
 _FLOAT_BYTES = 4
-LINE_FLOATS = LINE_BYTES // _FLOAT_BYTES
+LINE_BYTES = LINE_FLOATS * _FLOAT_BYTES
 # LLVM takes a prefetch for a read of memory, before which sums that rest in registers must be
 # stored. These are declared to touch nothing that the kernel sees.
 _FUNCTION = """

@@ -6,16 +6,16 @@ from itertools import product
 import numpy as np
 import pytest
 import tvm
+from bottlenecks import chosen, close, moved, pruned, residual_network
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from planes_oracle import convolution, geometries, packed_for, problem_of, tables_for
-from relax_nets import f32, inputs_for, make, ops, run
+from relax_nets import f32, inputs_for, make, run
 from tvm.relax import op
 
 import tvm_pivot
 from tvm_pivot.errors import PivotError
 from tvm_pivot.planes import SLACK, AxisGeometry, ConvGeometry, Parts, rows_of_part
-from tvm_pivot.relay_passes import PHASES, Compilation
 from tvm_pivot.schedules.bands import in_bands
 from tvm_pivot.schedules.block_sparse import planes_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes
@@ -119,59 +119,6 @@ def test_bands_read_and_write_parts(stride, read, written, parallel):
     want, magnitude = convolution(g, weight, x, bias, residual, epilogue)
     error = np.abs(joined(got, written, g.y.output) - want)
     assert (error <= 60 * np.finfo(np.float32).eps * magnitude).all()
-
-
-def pruned(rng, outputs, inputs, kernel):
-    """Weights in 8 x 1 blocks, a fifth of which are kept."""
-    mask = (rng.random((outputs // 8, inputs * kernel**2)) < 0.2).repeat(8, 0)
-    weight = rng.standard_normal((outputs, inputs, kernel, kernel)) / (inputs * kernel**2) ** 0.5
-    return f32(2 * weight * mask.reshape(weight.shape))
-
-
-def residual_network(size, channels=32, blocks=2):
-    """Bottlenecks as ResNet-50 has them, behind a stride and before another one."""
-    rng = np.random.default_rng(0)
-
-    def body(bb, x):
-        def conv(x, outputs, inputs, kernel, stride=1):
-            weight = pruned(rng, outputs, inputs, kernel)
-            return bb.emit(op.nn.conv2d(x, weight, stride, kernel // 2))
-
-        def relu(x):
-            return bb.emit(op.nn.relu(x))
-
-        x = relu(conv(x, channels, 8, 3, 2))
-        short = conv(x, 2 * channels, channels, 1)
-        for _ in range(blocks):
-            y = relu(conv(x if x is not short else short, channels, channels, 3))
-            y = conv(y, 2 * channels, channels, 1)
-            short = relu(bb.emit(op.add(y, short)))
-            x = relu(conv(short, channels, 2 * channels, 1))
-        y = relu(conv(x, channels, channels, 3, 2))
-        return op.mean(y, [2, 3])
-
-    return make(body, (1, 8, size, size))
-
-
-def chosen(mod, target):
-    """The layers once their kernels are chosen, by name, and the module with the kernels."""
-    state, planned = Compilation(mod, target), []
-    for phase in PHASES:
-        state = phase.run(state)
-        planned = planned or (state.planned if phase.name == "choose_kernels" else [])
-        if phase.name == "lower_layers":
-            return planned, state.mod
-    raise AssertionError
-
-
-def moved(mod):
-    """Operators that move elements."""
-    return {"permute_dims", "strided_slice", "nn.pad"} & set(ops(mod))
-
-
-def close(got, want):
-    scale = float(np.abs(want).max())
-    np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5 * scale)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ import numpy as np
 
 from .layout import IntArray
 
+# Floats of a cache line.
+LINE_FLOATS = 16
 # Floats behind the last plane: a tile that starts inside may read this far beyond the end.
 SLACK = 256
 
@@ -25,13 +27,19 @@ SLACK = 256
 class Parts:
     """In how many stretches of rows images are stored: [batch * parts, channels, rows, columns].
 
+    Or every plane of them begins with a cache line: [batch * parts, channels, aligned_floats]. What
+    lies behind its pixels may be anything; no pixel depends on it.
+
     Attributes:
         read: those that a kernel reads.
         written: those that it writes, and of what it adds.
+        read_aligned, written_aligned: whether their planes begin with cache lines.
     """
 
     read: int = 1
     written: int = 1
+    read_aligned: bool = False
+    written_aligned: bool = False
 
 
 WHOLE = Parts()
@@ -40,6 +48,11 @@ WHOLE = Parts()
 def rows_of_part(rows: int, parts: int) -> int:
     """Rows that each part of an image has."""
     return -(-rows // parts)
+
+
+def aligned_floats(pixels: int) -> int:
+    """Floats from one plane of so many pixels to the next, where each begins with a cache line."""
+    return -(-pixels // LINE_FLOATS) * LINE_FLOATS
 
 
 @dataclass(frozen=True)
@@ -173,6 +186,11 @@ class ConvGeometry:
         if parts == 1:
             return self
         return replace(self.band(rows_of_part(self.y.output, parts)), batch=self.batch * parts)
+
+    def aligned(self) -> ConvGeometry:
+        """A direct convolution whose planes begin with cache lines: all of them are its pixels."""
+        x = AxisGeometry(aligned_floats(self.y.size * self.x.size), 1)
+        return replace(self, y=AxisGeometry(1, 1), x=x)
 
     def offsets(self, group: int = 0) -> IntArray:
         """Offset of each weight column of `group`: int32 [channels / groups * kh * kw]."""
