@@ -267,9 +267,11 @@ class _Walk:
 
     def column(self, t: Any) -> Any:
         """Where register tile t begins, from the beginning of its group."""
-        if self.tile.within_rows(self.problem):
-            return _stretch(t, self.tile.width, self.problem.width)
-        return t * self.tile.width
+        tile, problem = self.tile, self.problem
+        if tile.within_rows(problem):
+            end = problem.width - tile.last(problem) * tile.lanes
+            return te.min(t * tile.width, tirx.const(end, "int32"))
+        return t * tile.width
 
     def block(self, h: Any, b: Any) -> Any:
         """The number of row block b of stretch h."""

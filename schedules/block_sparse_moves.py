@@ -16,6 +16,7 @@ from .analysis import substitute, walk
 from .block_sparse import OUTPUT, PANEL, STRIP, Kernel
 from .carried_sums import K_TILES, carry_sums
 from .held_operands import hold_operands, sum_row
+from .last_tile import TILES, VECTORS, narrow_last_tile
 from .lookup import look_up
 from .masked_stores import mask_stores
 from .moves import few_tasks, in_sequence, renamed
@@ -48,6 +49,7 @@ def _accumulate(sch: Schedule, at: Any, lanes: int, order: str, scope: str = "lo
     sch.reorder(by_name["p"], *unrolled, vector)
     for loop in unrolled:
         sch.unroll(loop)
+    sch.annotate(vectors, VECTORS, 1)
     sch.vectorize(vector)  # before decompose_reduction, which forbids it
     sch.annotate(by_name["p"], RAGGED, 1)
     sch.decompose_reduction(acc, by_name["p"])
@@ -113,6 +115,7 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
     if problem.compact or tile.within_rows(problem):
         *walked, t, r, q = loops
         vectors, vector = sch.split(q, [None, tile.lanes])
+        sch.annotate(t, TILES, 1)
         _row_blocks(sch, walked, tile)
         _accumulate(sch, t, tile.lanes, "prq", _scope(problem, tile))
         _copy_panel(sch, walked, problem, tile)
@@ -126,13 +129,17 @@ def schedule_planes(kernel: Kernel, problem: PlanesProblem, tile: PlanesTile) ->
         row, q = sch.get_loops(strip)[-2:]
         t, vectors, lane = sch.split(q, [tile.tiles, tile.vectors, tile.lanes])
         sch.reorder(t, row, vectors, lane)
+        sch.annotate(t, TILES, 1)
         _accumulate(sch, t, tile.lanes, "prq", _scope(problem, tile))
         _copy_panel(sch, walked, problem, tile)
         for loop in (row, vectors):
             sch.unroll(loop)
         sch.vectorize(lane)
     sch.vectorize(vector)
+    sch.annotate(vectors, VECTORS, 1)
     func = sch.mod["main"]
+    if (last := tile.last(problem)) < tile.vectors:
+        func = narrow_last_tile(func, last)
     if tile.ahead and problem.block_rows > 1:
         func = _prefetching(func, tile.ahead)
     if tile.inputs_ahead:
@@ -175,9 +182,10 @@ def _prefetching_inputs(
 ) -> tirx.PrimFunc:
     """The function with the inputs of later entries fetched."""
     index = next(param for param in func.params if param.name == "index")
-    aligned = tile.width % LINE_FLOATS == 0 and tile.line_floats(problem) % LINE_FLOATS == 0
-    ahead = tile.inputs_ahead
-    body = prefetch_inputs(func.body, index, RAGGED, tile.width, aligned, ahead)
+    read = (tile.width, tile.last(problem) * tile.lanes, tile.line_floats(problem))
+    aligned = all(floats % LINE_FLOATS == 0 for floats in read)
+    marks, ahead = (RAGGED, VECTORS), tile.inputs_ahead
+    body = prefetch_inputs(func.body, index, marks, tile.lanes, aligned, ahead)
     return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs)
 
 

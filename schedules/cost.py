@@ -66,15 +66,16 @@ def planes_cycles(
     costs = core_costs(target)
     r_, p_ = problem.block_rows, tile.vectors
     groups = tile.groups(problem)
-    tiles = problem.batch * groups * tile.tiles
+    batch_groups = problem.batch * groups
+    tiles = batch_groups * tile.tiles
     if r_ == 1:
         cycles = tiles * _one_row_cycles(problem, tile, entries, target)
     elif tile.k_tiles > 1 or tile.panel:
         cycles = tiles * _k_tiled_cycles(problem, tile, entries, target)
     else:
-        step = _step_cycles(problem, tile, target)
-        per_tile = LOOP_CYCLES + costs.store * r_ * p_ + SINGLE_STORE * r_ * tile.singles
-        cycles = tiles * (entries * step + problem.row_blocks * per_tile)
+        last = tile.last(problem)
+        cycles = _tile_cycles(problem, tile, p_, entries, target) * (tiles - batch_groups)
+        cycles += _tile_cycles(problem, tile, last, entries, target) * batch_groups
     if tile.masked(problem) and not problem.compact:
         cycles += MASKED_CYCLES * problem.batch * groups * problem.row_blocks * r_ * tile.group_rows
     elif not (problem.compact or tile.within_rows(problem)):
@@ -137,9 +138,21 @@ def input_misses(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) 
     return min(1.0, max(0.0, panel / target.l1_bytes - 0.4))
 
 
-def _step_cycles(problem: PlanesProblem, tile: PlanesTile, target: PivotTarget) -> float:
-    """Cycles of one entry in one register tile: multiply-adds, loads and latency overlap."""
-    r_, p_ = problem.block_rows, tile.vectors
+def _tile_cycles(
+    problem: PlanesProblem, tile: PlanesTile, vectors: int, entries: int, target: PivotTarget
+) -> float:
+    """Cycles of a register tile of so many vectors, which walks all columns at once."""
+    stores = core_costs(target).store * vectors + SINGLE_STORE * tile.singles
+    per_block = LOOP_CYCLES + stores * problem.block_rows
+    step = _step_cycles(problem, tile, vectors, target)
+    return entries * step + problem.row_blocks * per_block
+
+
+def _step_cycles(
+    problem: PlanesProblem, tile: PlanesTile, vectors: int, target: PivotTarget
+) -> float:
+    """Cycles of one entry in such a register tile: multiply-adds, loads and latency overlap."""
+    r_, p_ = problem.block_rows, vectors
     misses = input_misses(problem, tile, target)
     costs = core_costs(target)
     near, far = costs.near, costs.far

@@ -35,8 +35,8 @@ ROW_AHEAD_BYTES, ROW_TURNS = 2 << 10, 8
 PREFETCHED_ROWS = 4
 # The share of vector loads that level 1 does not serve from which on inputs are prefetched.
 FETCHED_MISSES = 0.15
-# What of level 2 the planes of a band may take, and together with the weights.
-BAND_SHARE, BAND_AND_WEIGHTS_SHARE = 0.36, 0.8
+# What of level 2 the planes of a band may take, together with the weights, and with what it writes.
+BAND_SHARE, BAND_AND_WEIGHTS_SHARE, WRITTEN_SHARE = 0.36, 0.8, 0.9
 # Fewer rows than so many times those that a band shares with its neighbour are copied too often.
 LEAST_BAND = 2
 
@@ -125,6 +125,8 @@ def choose_bands(
         return None
     per_row = 4 * (problem.image_floats - SLACK) // (problem.height + problem.reach)
     most = min(problem.height, int(room - 4 * SLACK) // per_row - problem.reach)
+    room = WRITTEN_SHARE * target.l2_bytes - weights - 4 * SLACK - per_row * problem.reach
+    most = min(most, int(room) // (per_row + 4 * problem.rows * problem.width))
     least = max(1, LEAST_BAND * problem.reach)
     heights = list(range(-(-most // 2), most + 1)) if most >= least else []
     high, slides = reach.row_vectors, reach.slides and problem.shifts > 0

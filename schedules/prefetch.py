@@ -61,24 +61,27 @@ def prefetch_weights(body: Any, weight: Any, mark: str, entries: int, ahead: int
 
 
 def prefetch_inputs(
-    body: Any, index: Any, mark: str, floats: int, aligned: bool, ahead: int
+    body: Any, index: Any, marks: tuple[str, str], lanes: int, aligned: bool, ahead: int
 ) -> Any:
     """`body` with prefetches of what its innermost loop over packed entries reads of the planes.
 
     Args:
         body: of a scheduled kernel.
         index: its parameter of that name, behind whose last value there are `ahead` more.
-        mark: the annotation of that loop, whose iterations take one entry.
-        floats: that an entry reads, one behind the other.
-        aligned: they begin with a cache line.
+        marks: the annotations of that loop, whose iterations take one entry, and of the one inside
+            over the vectors that an entry reads, one behind the other.
+        lanes: floats of a vector.
+        aligned: what entries read begins with a cache line, and ends with one.
         ahead: entries between those that are used and those whose inputs are fetched.
     """
-    lines = list(range(0, floats, LINE_FLOATS))
-    lines += [] if aligned else [floats - 1]
+    each, vectors = marks
 
     def add(loop: tirx.For) -> tirx.For:
-        if mark not in loop.annotations:
+        if each not in loop.annotations:
             return loop
+        (inside,) = (one for one in walk(loop.body, tirx.For) if vectors in one.annotations)
+        floats = lanes * int(inside.extent)
+        lines = [*range(0, floats, LINE_FLOATS), *([] if aligned else [floats - 1])]
         first = _first_input(loop, index)
         later = {loop.loop_var: loop.loop_var + ahead}
         at = [substitute(place, later) for place in first.indices]

@@ -198,6 +198,18 @@ class PlanesTile:
             return -(-problem.pixels // (self.tiles * (self.width + self.singles)))
         return -(-problem.height // self.group_rows) * self.across(problem)
 
+    def last(self, problem: PlanesProblem) -> int:
+        """Vectors of a group's last register tile (see `last_tile`)."""
+        cut = self.k_tiles > 1 or self.panel or self.weight_lanes or problem.block_rows == 1
+        if cut or self.tiles == 1 or (problem.compact and self.groups(problem) > 1):
+            return self.vectors
+        pixels = problem.pixels
+        if not problem.compact:
+            rows_before = 0 if self.within_rows(problem) else self.group_rows - 1
+            pixels = rows_before * problem.pitch + problem.width
+        needed = -(-pixels // self.lanes) - (self.tiles - 1) * self.vectors
+        return max(1, min(needed, self.vectors))
+
     def group_floats(self, problem: PlanesProblem) -> int:
         """Floats of a plane that a group's own rows take, gaps between output rows included."""
         if problem.compact or self.across(problem) > 1:

@@ -1,5 +1,7 @@
 """Layers as the planes kernel sees them, and their packed weights, for tests of tiles and bands."""
 
+from itertools import product
+
 import numpy as np
 import torch
 from hypothesis import assume
@@ -104,6 +106,22 @@ def random_planes(g, rng):
             part = planes[:, :, a, b, rows, slice(*g.x.filled(phase_x, g.pitch))]
             part[...] = rng.standard_normal(part.shape)
     return np.pad(planes.reshape(g.batch, -1), [(0, 0), (0, SLACK)])
+
+
+def planes_of(g, parts, x):
+    """The planes by definition: float32 [batch * parts, image_floats]."""
+    part, starts = g.in_parts(parts), g.plane_starts
+    shape = (g.batch, parts, g.channels, len(g.y.phases), len(starts), part.plane_height, g.pitch)
+    found = np.zeros(shape, np.float32)
+    for p, (a, phase), (b, (column, cell)), row in product(
+        range(parts), enumerate(g.y.phases), enumerate(starts), range(part.plane_height)
+    ):
+        y = g.y.source(phase, p * part.y.output + row)
+        at = g.x.source(g.x.phases[column], cell + np.arange(g.pitch))
+        inside = (at >= 0) & (at < g.x.size)
+        if 0 <= y < g.y.size:
+            found[:, p, :, a, b, row, inside] = x[:, :, y, at[inside]].transpose(2, 0, 1)
+    return np.pad(found.reshape(g.batch * parts, -1), [(0, 0), (0, SLACK)])
 
 
 def tables_for(packed, bias, more=()):

@@ -1,7 +1,6 @@
 """Images in parts: planes and bands of them, bit for bit, whole networks, and where they are."""
 
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pytest
@@ -9,13 +8,20 @@ import tvm
 from bottlenecks import chosen, close, moved, pruned, residual_network
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from planes_oracle import convolution, geometries, packed_for, problem_of, tables_for
+from planes_oracle import (
+    convolution,
+    geometries,
+    packed_for,
+    planes_of,
+    problem_of,
+    tables_for,
+)
 from relax_nets import f32, inputs_for, make, run
 from tvm.relax import op
 
 import tvm_pivot
 from tvm_pivot.errors import PivotError
-from tvm_pivot.planes import SLACK, AxisGeometry, ConvGeometry, Parts, rows_of_part
+from tvm_pivot.planes import AxisGeometry, ConvGeometry, Parts, rows_of_part
 from tvm_pivot.schedules.bands import in_bands
 from tvm_pivot.schedules.block_sparse import planes_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes
@@ -61,22 +67,6 @@ def compiled(func):
 def filled(size, most):
     """How many parts of as many rows each so many rows may be in: all of them have some."""
     return [p for p in range(1, most + 1) if -(-size // rows_of_part(size, p)) == p]
-
-
-def planes_of(g, parts, x):
-    """The planes by definition: float32 [batch * parts, image_floats]."""
-    part, starts = g.in_parts(parts), g.plane_starts
-    shape = (g.batch, parts, g.channels, len(g.y.phases), len(starts), part.plane_height, g.pitch)
-    found = np.zeros(shape, np.float32)
-    for p, (a, phase), (b, (column, cell)), row in product(
-        range(parts), enumerate(g.y.phases), enumerate(starts), range(part.plane_height)
-    ):
-        y = g.y.source(phase, p * part.y.output + row)
-        at = g.x.source(g.x.phases[column], cell + np.arange(g.pitch))
-        inside = (at >= 0) & (at < g.x.size)
-        if 0 <= y < g.y.size:
-            found[:, p, :, a, b, row, inside] = x[:, :, y, at[inside]].transpose(2, 0, 1)
-    return np.pad(found.reshape(g.batch * parts, -1), [(0, 0), (0, SLACK)])
 
 
 @given(geometries(st.booleans()), st.data())

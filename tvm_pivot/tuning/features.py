@@ -126,7 +126,8 @@ def _of_planes(
     if own is None or not isinstance(tile, PlanesTile):
         return [math.nan] * 6
     own = replace(own, height=choice.band_rows or own.height)
-    computed = tile.groups(own) * tile.tiles * tile.width
+    vectors = (tile.tiles - 1) * tile.vectors + tile.last(own)
+    computed = tile.groups(own) * vectors * tile.lanes
     per_block = entries * own.block_rows / choice.block_rows
     blocks = own.row_blocks * own.block_rows / choice.block_rows
     inputs = 4.0 * own.channels * tile.group_floats(own) / tile.k_tiles
