@@ -22,6 +22,7 @@ class Strips:
         short, long, whole: of strips up to `begins` bytes, from `ends` bytes on, and of whole
             planes, one behind the other.
         begins, ends: strips that are fetched ahead in part lie between.
+        read: with one row per block, of inputs as they lie in memory, in strips of any length.
         resident: how many level-2 caches a layer's inputs and outputs may fill and still be there.
         spread: with so much more they all come from beyond.
     """
@@ -31,6 +32,7 @@ class Strips:
     whole: float
     begins: float
     ends: float
+    read: float
     resident: float
     spread: float
 
@@ -48,7 +50,7 @@ class CoreCosts:
             level 1 does not serve there.
         store: a vector that is stored.
         squeeze: a vector picked from a strip, with its epilogue and a store that may be partial.
-        rest: an accumulator that rests between two K tiles.
+        rest, row_rest: an accumulator that rests between two K tiles, and with one row per block.
         visit: a row block's loop in one K tile.
         copy: a vector of a panel.
         pack: a vector of the padded planes that all but a depthwise plan have to be given first.
@@ -75,6 +77,7 @@ class CoreCosts:
     store: float = 1.1
     squeeze: float = 4.0
     rest: float = 1.27
+    row_rest: float = 1.47
     visit: float = 4.8
     copy: float = 2.15
     pack: float = 4.5
@@ -115,7 +118,7 @@ XEON = CoreCosts(
     far_weights=0.42,  # an LSTM of 512 units has less, which its steps find in level 2
     stream_ahead=3 << 10,  # with 8 KB a tenth slower: more are under way than it has room for
     reread=0.7,
-    strips=Strips(4.7, 14.7, 20.0, 580.0, 910.0, 0.89, 0.34),
+    strips=Strips(4.7, 14.7, 20.0, 580.0, 910.0, 49.0, 0.89, 0.34),
     depthwise=1.5,
     far_lines=True,
 )

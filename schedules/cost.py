@@ -31,12 +31,12 @@ STRADDLING_SQUEEZE = 1.0
 # level 1, aligned and not, and of one that misses, with the shares of level 1 from which some miss,
 # and more; what an entry takes beside, and the latency that shows; a run of entries, with a jump
 # that was not foreseen, and each further run of the same sums, with their slide by a column; a
-# vector that is stored at the end, and one that rests.
+# vector that is stored at the end.
 ROW_ALIGNED, ROW_STRADDLING, ROW_MISSING = 0.54, 1.24, 1.53
 ROW_FREE_SHARE, ROW_MISSES_PER_SHARE, ROW_MISSES_BEYOND = 0.22, 0.21, 0.12
 ROW_ENTRY, ROW_LATENCY = 1.02, 1.3
 ROW_VISIT, ROW_RUN, SLIDE_CYCLES = 16.2, 5.1, 0.43
-ROW_STORE, ROW_REST = 2.4, 1.47
+ROW_STORE = 2.4
 # A part of a vector, stored under a mask.
 MASKED_CYCLES = 3.8
 # Bytes per cycle from beyond level 2 (prefetched), and how much of a cache one operand can use.
@@ -107,12 +107,14 @@ def _strip_cycles(
     far = min(1.0, max(0.0, (filled - strips.resident) / strips.spread))
     columns = tile.tiles * tile.width if problem.compact else tile.columns(problem)
     whole_rows = not problem.compact and columns >= problem.width
-    strip = 4.0 * min(columns, problem.width) * (tile.group_rows if whole_rows else 1)
+    size = 4.0 * min(columns, problem.width) * (tile.group_rows if whole_rows else 1)
     long = strips.whole if tile.groups(problem) == bands == 1 else strips.long
-    ahead = min(1.0, max(0.0, (strip - strips.begins) / (strips.ends - strips.begins)))
+    ahead = min(1.0, max(0.0, (size - strips.begins) / (strips.ends - strips.begins)))
     # A line is read before it is written; padded planes are read where the copy to them left them.
-    moved = 2.0 * outputs + residual + (inputs if problem.compact else 0.0)
-    return far * moved * ((1.0 - ahead) / strips.short + ahead / long)
+    moved, read = 2.0 * outputs + residual, inputs if problem.compact else 0.0
+    each = (1.0 - ahead) / strips.short + ahead / long
+    own = min(each, 1.0 / strips.read) if problem.block_rows == 1 else each
+    return far * (moved * each + read * own)
 
 
 def packing_cycles(floats: int, target: PivotTarget) -> float:
@@ -209,7 +211,7 @@ def _one_row_cycles(
     load = near * (1.0 - misses) + ROW_MISSING * misses
     step = _overlapped(p_ / target.fma_per_cycle, p_ * load + ROW_ENTRY, ROW_LATENCY)
     visit = ROW_VISIT + tile.slides * (ROW_RUN + SLIDE_CYCLES * p_)
-    rest = ROW_STORE + ROW_REST * (s_ - 1)
+    rest = ROW_STORE + costs.row_rest * (s_ - 1)
     visits = problem.row_blocks * (s_ * visit + rest * p_)
     return entries * step + visits + _panel_cycles(problem, tile, costs)
 
