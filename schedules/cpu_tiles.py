@@ -28,11 +28,14 @@ LEAST_ROW_BLOCKS = 16
 
 # How far ahead the planes form prefetches its weights.
 AHEAD_BYTES = 8 << 10
-# The same with one row per block, once per row (see `row_sum`); and how often the weights may be
-# walked for that to pay: from the second time on they are near.
-ROW_AHEAD_BYTES, ROW_TURNS = 2 << 10, 8
+# The same with one row per block, once per row (see `row_sum`).
+ROW_AHEAD_BYTES = 2 << 10
 # Higher blocks from which on it does for every entry. With fewer rows, loads are what binds.
 PREFETCHED_ROWS = 4
+# Entries per row block from which on weights from far are summed in steps twice as long.
+LONG_ROWS = 512
+# How often weights may be walked for that to pay: from the second time on they are near.
+TURNS = 8
 # The share of vector loads that level 1 does not serve from which on inputs are prefetched.
 FETCHED_MISSES = 0.15
 # What of level 2 the planes of a band may take, together with the weights, and with what it writes.
@@ -74,12 +77,13 @@ def prefetching(
     and what other cores and programs leave of level 3 nobody knows. Inputs that level 1 cannot hold
     are in level 2, in places that only the index tells.
     """
+    near = bands * problem.batch * tile.groups(problem) > TURNS
     if problem.block_rows == 1:
-        turns = bands * problem.batch * tile.groups(problem)
-        return replace(tile, ahead=ahead_of(1, ROW_AHEAD_BYTES)) if turns <= ROW_TURNS else tile
+        return tile if near else replace(tile, ahead=ahead_of(1, ROW_AHEAD_BYTES))
     if problem.block_rows < PREFETCHED_ROWS:
         return tile
-    tile = replace(tile, ahead=ahead_of(problem.block_rows))
+    if not near:
+        tile = replace(tile, ahead=ahead_of(problem.block_rows))
     if tile.k_tiles > 1 or input_misses(problem, tile, target) < FETCHED_MISSES:
         return tile
     return replace(tile, inputs_ahead=core_costs(target).inputs_ahead)
@@ -186,10 +190,13 @@ def choose_rows(problem: RowsProblem, entries: int, target: PivotTarget) -> tupl
     cycles = rows_cycles(problem, entries, target)
     vectors = -(-problem.block_rows // target.lanes) * problem.inputs
     unroll = max(1, int(target.fma_per_cycle * target.fma_latency) // vectors)
-    # A lookup takes so long that two sums hide the latency of the multiply-add.
-    unroll = 1 << (min(unroll, 2 if problem.window else 4).bit_length() - 1)
     costs = core_costs(target)
     far = 4 * problem.block_rows * entries > costs.far_weights * target.l2_bytes
+    # A lookup takes so long that two sums hide the latency of the multiply-add.
+    most = 2 if problem.window else 4
+    if far and entries >= LONG_ROWS * problem.row_blocks:
+        most *= 2
+    unroll = 1 << (min(unroll, most).bit_length() - 1)
     ahead = ahead_of(problem.block_rows, costs.stream_ahead) if far else 0
     return share_rows(problem, RowsTile(unroll, False, ahead), cycles, target), cycles
 

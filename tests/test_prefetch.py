@@ -90,7 +90,8 @@ def test_only_weights_beyond_the_caches_are_prefetched():
     problem = RowsProblem(1, 25088, 4096, 512, 8, False, Epilogue())
     assert choose_rows(problem, 1_284_505, target)[0].ahead == 256
     assert choose_rows(problem, 1_284_505, PRESETS["sapphire-rapids"])[0].ahead == 96
-    assert choose_rows(problem, 20_000, target)[0].ahead == 0
+    assert choose_rows(problem, 1_284_505, target)[0].unroll == 8, "long rows from far"
+    assert choose_rows(problem, 20_000, target)[0] == RowsTile(4, target.cores > 1, 0)
 
 
 def pixels(columns, count):

@@ -148,7 +148,7 @@ def test_the_rule_picks_the_cheapest_tile_that_fits_the_registers(name, rows, ta
     assert cycles == min(planes_cycles(problem, t, 200, described) for t in tiles)
     assert replace(tile, ahead=0) in tiles, "small work stays on one core"
     again = problem.batch * tile.groups(problem) > 8
-    assert bool(tile.ahead) == (rows >= 4 or (rows == 1 and not again))
+    assert bool(tile.ahead) == (rows in (1, 4, 8, 16) and not again)
     for t in tiles:
         assert t.vectors == 1 or rows * t.vectors < described.registers
         assert t.lanes <= described.lanes
