@@ -273,7 +273,7 @@ def _rows(
         (problem, tile),
         lambda: schedule_rows(rows_kernel(problem, tile), problem, tile),
         problem.output,
-        tables_of(packed, more),
+        tables_of(replace(packed, index=packed.index.astype(problem.index_dtype)), more),
     )
 
 

@@ -66,12 +66,13 @@ def _tables(
     segments: int = 1,
     window: int = 0,
     dtype: str = "float32",
+    index_dtype: str = "int32",
 ) -> dict[str, Any]:
     nnz, indices = te.var("nnz", "int32"), te.var("indices", "int32")
     index_shape = (nnz, rows) if own_columns else (indices,)
     tables = {
         "indptr": te.placeholder((segments * blocks + 1,), "int32", name="indptr"),
-        "index": te.placeholder(index_shape, "uint8" if window else "int32", name="index"),
+        "index": te.placeholder(index_shape, index_dtype, name="index"),
         "weight": te.placeholder((nnz, rows), dtype, name="weight"),
         "rows": te.placeholder((blocks * rows,), "int32", name="rows"),
         "bias": te.placeholder((blocks * rows,), dtype, name="bias"),
@@ -324,19 +325,25 @@ def rows_kernel(problem: RowsProblem, tile: RowsTile) -> Kernel:
     """The rows (matrix-vector) kernel.
 
     Arguments: X [inputs, columns], indptr, index, weight, rows, bias (see `PackedWeight` and,
-    with own columns, `SlicedWeight`), starts (with windows), residual (if fused) and Y, both
-    [inputs, rows].
+    with own columns, `SlicedWeight`; index is of `RowsProblem.index_dtype`), starts (with
+    windows), residual (if fused) and Y, both [inputs, rows].
     """
     r_, u_, m_ = problem.block_rows, tile.unroll, problem.inputs
-    tables = _tables(problem.row_blocks, r_, problem.own_columns, window=problem.window)
+    tables = _tables(
+        problem.row_blocks,
+        r_,
+        problem.own_columns,
+        window=problem.window,
+        index_dtype=problem.index_dtype,
+    )
     x = te.placeholder((m_, problem.columns), "float32", name="X")
     p = te.reduce_axis((0, -(-problem.columns // u_)), name="p")
 
     def product(b: Any, m: Any, u: Any, r: Any) -> Any:
         entry = (tables["indptr"][b] + p) * u_ + u
-        at = tables["index"][(entry, r) if problem.own_columns else entry]
+        at = tables["index"][(entry, r) if problem.own_columns else entry].astype("int32")
         if problem.window:
-            at = tables["starts"][entry] + at.astype("int32")
+            at = tables["starts"][entry] + at
         return te.sum(tables["weight"][entry, r] * x[m, at], axis=p)
 
     acc = te.compute((problem.row_blocks, m_, u_, r_), product, name="acc")

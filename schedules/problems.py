@@ -15,6 +15,8 @@ from .row_sum import chains_of
 
 # Floats of a vector that a machine stores under a mask as fast as whole: with AVX-512, not before.
 MASKED_LANES = 16
+# Columns that two bytes tell apart.
+SHORT_COLUMNS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -344,6 +346,13 @@ class RowsProblem:
     own_columns: bool
     epilogue: Epilogue
     window: int = 0
+
+    @property
+    def index_dtype(self) -> str:
+        """What holds a column: the less the kernel reads, the faster it is."""
+        if self.window:
+            return "uint8"
+        return "uint16" if self.columns <= SHORT_COLUMNS else "int32"
 
     @property
     def output(self) -> tuple[int, ...]:

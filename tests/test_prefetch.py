@@ -34,7 +34,8 @@ def test_prefetches_change_nothing(rows, unroll, parallel, own_columns):
     problem = RowsProblem(2, 70, 50, packed.indptr.size - 1, rows, own_columns, Epilogue())
     x = rng.standard_normal((2, 70)).astype(np.float32)
     bias = rng.standard_normal(50).astype(np.float32)
-    arrays = (x, packed.indptr, packed.index, packed.data, packed.rows, bias[packed.rows])
+    index = packed.index.astype(problem.index_dtype)
+    arrays = (x, packed.indptr, index, packed.data, packed.rows, bias[packed.rows])
     # Far beyond the weights, too: nothing there is read.
     for ahead in (3, 256, 1 << 24):
         tile = RowsTile(unroll, parallel, ahead)

@@ -132,7 +132,8 @@ def test_every_rows_tile_computes_the_same(inputs, own_columns, unroll, parallel
     lib = compile_all({"main": schedule_rows(rows_kernel(problem, tile), problem, tile)})
     x = RNG.standard_normal((inputs, 70)).astype(np.float32)
     bias = RNG.standard_normal(50).astype(np.float32)
-    tables = (packed.indptr, packed.index, packed.data, packed.rows, bias[packed.rows])
+    index = packed.index.astype(problem.index_dtype)
+    tables = (packed.indptr, index, packed.data, packed.rows, bias[packed.rows])
     y = call(lib["main"], x, *tables, np.full((inputs, 50), np.nan, np.float32))
     np.testing.assert_allclose(y, x @ weight.T.astype(float) + bias, rtol=1e-4, atol=1e-4)
 
