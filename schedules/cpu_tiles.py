@@ -32,10 +32,11 @@ AHEAD_BYTES = 8 << 10
 ROW_AHEAD_BYTES = 2 << 10
 # Higher blocks from which on it does for every entry. With fewer rows, loads are what binds.
 PREFETCHED_ROWS = 4
-# Entries per row block from which on weights from far are summed in steps twice as long.
-LONG_ROWS = 512
 # How often weights may be walked for that to pay: from the second time on they are near.
 TURNS = 8
+# The rows form: entries per row block from which on weights from far are summed in steps twice as
+# long.
+LONG_ROWS = 512
 # The share of vector loads that level 1 does not serve from which on inputs are prefetched.
 FETCHED_MISSES = 0.15
 # What of level 2 the planes of a band may take, together with the weights, and with what it writes.
@@ -95,8 +96,11 @@ def prefetches(
     """The tile with all prefetches that are worth a look, and with none; the rule's comes first."""
     rule = prefetching(problem, tile, target)
     found = [rule]
-    if rule.ahead and tile.k_tiles == 1 and problem.block_rows > 1:
-        found += [replace(rule, inputs_ahead=ahead) for ahead in (0, INPUTS_AHEAD)]
+    if problem.block_rows >= PREFETCHED_ROWS:
+        # How often weights are walked is not known here: a tile may be for one of many bands.
+        distances = (ahead_of(problem.block_rows), 0)
+        inputs = (0,) if tile.k_tiles > 1 else (rule.inputs_ahead, 0, INPUTS_AHEAD)
+        found += [replace(tile, ahead=d, inputs_ahead=i) for d in distances for i in inputs]
     yield from dict.fromkeys((*found, tile))
 
 

@@ -13,8 +13,9 @@ from tvm_pivot.planes import AxisGeometry, ConvGeometry
 from tvm_pivot.schedules.block_sparse import planes_kernel, rows_kernel
 from tvm_pivot.schedules.block_sparse_moves import schedule_planes, schedule_rows
 from tvm_pivot.schedules.cost import planes_cycles, rows_cycles
+from tvm_pivot.schedules.cpu_tiles import prefetches, prefetching
 from tvm_pivot.schedules.pack_planes import pack_planes
-from tvm_pivot.schedules.problems import Epilogue, PlanesProblem, RowsProblem, RowsTile
+from tvm_pivot.schedules.problems import Epilogue, PlanesProblem, PlanesTile, RowsProblem, RowsTile
 from tvm_pivot.schedules.tile_space import planes_tiles
 from tvm_pivot.schedules.x86 import choose_planes, choose_rows
 from tvm_pivot.targets import PRESETS, resolve
@@ -163,6 +164,36 @@ def test_more_entries_never_cost_less():
     assert costs == sorted(costs)
     rows = RowsProblem(1, 4096, 4096, 256, 16, False, Epilogue())
     assert rows_cycles(rows, 1000, target) < rows_cycles(rows, 100_000, target)
+
+
+@pytest.mark.parametrize("own_columns", [False, True])
+@pytest.mark.parametrize(("columns", "dtype"), [(1 << 16, "uint16"), ((1 << 16) + 1, "int32")])
+def test_every_column_has_an_index(columns, dtype, own_columns):
+    weight = np.zeros((20, columns), np.float32)
+    at = [0, 1, columns // 2, columns - 2, columns - 1]
+    weight[:, at] = RNG.standard_normal((20, len(at)))
+    packed = pack_sliced(weight, 8) if own_columns else pack(weight, BlockShape(8))
+    problem = RowsProblem(1, columns, 20, packed.indptr.size - 1, 8, own_columns, Epilogue())
+    assert problem.index_dtype == dtype
+    index = packed.index.astype(problem.index_dtype)
+    np.testing.assert_array_equal(index, packed.index)
+    tile = RowsTile(1, False)
+    lib = compile_all({"main": schedule_rows(rows_kernel(problem, tile), problem, tile)})
+    x = RNG.standard_normal((1, columns)).astype(np.float32)
+    tables = (packed.indptr, index, packed.data, packed.rows, np.zeros(24, np.float32))
+    y = call(lib["main"], x, *tables, np.full((1, 20), np.nan, np.float32))
+    np.testing.assert_allclose(y, x @ weight.T.astype(float), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("turns", [8, 9])
+def test_records_may_prefetch_weights_that_are_walked_often(turns):
+    g = ConvGeometry(1, 64, 64, AxisGeometry(1, 1), AxisGeometry(48 * turns, 1))
+    problem, target = planes_problem(g, 8, 8, 64), PRESETS["x86-avx512"]
+    tile = PlanesTile(16, 3, 1, 1, False)
+    found = list(prefetches(problem, tile, target))
+    assert found[0] == prefetching(problem, tile, target), "the rule's comes first"
+    assert bool(found[0].ahead) == (turns == 8)
+    assert {bool(t.ahead) for t in found} == {False, True}
 
 
 def test_large_work_goes_to_all_cores():
